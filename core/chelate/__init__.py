@@ -1,0 +1,102 @@
+"""Chelate: a small workflow kernel that survives being killed, cancels for real, and re-runs
+only what changed.
+
+Everything public is imported when first used, so ``import chelate`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chelate import errors
+    from chelate.client.context import get_context
+    from chelate.client.electron import Electron, electron
+    from chelate.client.lattice import Lattice, lattice
+    from chelate.configuration import get_config, reload_config, set_config
+    from chelate.dispatching import (
+        cancel,
+        dispatch,
+        dispatch_sync,
+        get_result,
+        list_dispatches,
+        wait,
+    )
+    from chelate.embedding import configure, shutdown
+    from chelate.errors import ChelateError, TaskCancelledError
+    from chelate.executors.local import LocalExecutor
+    from chelate.model import Resources, Retry, Status
+    from chelate.result import Result, TransportableObject
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "ChelateError": "chelate.errors",
+    "Electron": "chelate.client.electron",
+    "Lattice": "chelate.client.lattice",
+    "LocalExecutor": "chelate.executors.local",
+    "Resources": "chelate.model",
+    "Result": "chelate.result",
+    "Retry": "chelate.model",
+    "Status": "chelate.model",
+    "TaskCancelledError": "chelate.errors",
+    "TransportableObject": "chelate.result",
+    "cancel": "chelate.dispatching",
+    "configure": "chelate.embedding",
+    "dispatch": "chelate.dispatching",
+    "dispatch_sync": "chelate.dispatching",
+    "electron": "chelate.client.electron",
+    "errors": "chelate.errors",
+    "get_config": "chelate.configuration",
+    "get_context": "chelate.client.context",
+    "get_result": "chelate.dispatching",
+    "lattice": "chelate.client.lattice",
+    "list_dispatches": "chelate.dispatching",
+    "reload_config": "chelate.configuration",
+    "set_config": "chelate.configuration",
+    "shutdown": "chelate.embedding",
+    "wait": "chelate.dispatching",
+}
+
+__all__ = [
+    "ChelateError",
+    "Electron",
+    "Lattice",
+    "LocalExecutor",
+    "Resources",
+    "Result",
+    "Retry",
+    "Status",
+    "TaskCancelledError",
+    "TransportableObject",
+    "cancel",
+    "configure",
+    "dispatch",
+    "dispatch_sync",
+    "electron",
+    "errors",
+    "get_config",
+    "get_context",
+    "get_result",
+    "lattice",
+    "list_dispatches",
+    "reload_config",
+    "set_config",
+    "shutdown",
+    "wait",
+]
+
+
+def __getattr__(name: str) -> Any:
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module 'chelate' has no attribute {name!r}")
+    module = import_module(where)
+    value = module if where.endswith(f".{name}") else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,145 @@
+"""Fingerprints of functions: what a task's result depends on besides its arguments.
+
+Two digests are kept of everything a function reaches. ``ast`` is that of normalised syntax trees
+and holds over Pythons; ``code`` is that of normalised bytecode, holds for one Python, and is there
+even where no source is. Two functions are the same if either agrees.
+
+Not seen: attributes by computed names, ``eval``, registries looked up by string, patches made after
+the walk, environment variables, files that are not declared with ``depends_on``, random state, and
+module attributes such as ``__file__``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any
+
+from chelate import values
+from chelate.errors import ConfigError
+
+from .manifest import compare_manifests
+from .walk import Component, Walk, innermost, is_walking
+
+__all__ = ["FunctionFingerprint", "compare_manifests", "fingerprint_function", "same"]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFingerprint:
+    """The fingerprint of a function.
+
+    ``ast`` and ``code`` are 64 hexadecimal characters each; ``ast`` is None when the source of a
+    part is not to be had. ``manifest`` can be stored as JSON: ``tag`` and ``python`` of the
+    interpreter, ``version``, ``digest``, the ``components`` (``role``, ``label``, ``edge``,
+    ``kind``, ``ast``, ``code``, ``text``) and ``not_tracked``, sentences for people.
+    """
+
+    ast: str | None
+    code: str
+    manifest: dict[str, Any]
+
+
+def same(first: FunctionFingerprint, second: FunctionFingerprint) -> bool:
+    """Whether two functions do the same, as far as can be told."""
+    if first.ast is not None and first.ast == second.ast:
+        return True
+    return first.code == second.code
+
+
+def fingerprint_function(
+    function: Callable[..., Any],
+    *,
+    version: str | None = None,
+    depends_on: Sequence[Any] = (),
+    ignore: Sequence[str] = (),
+) -> FunctionFingerprint:
+    """The fingerprint of ``function`` as it is now.
+
+    ``version`` replaces everything that would be found; ``depends_on`` adds functions, classes,
+    values, ``File`` objects and names of modules; the defaults of parameters in ``ignore`` do not
+    count. Raises ConfigError for a parameter that does not exist.
+    """
+    _check_ignored(function, ignore)
+    walk = Walk(frozenset(ignore))
+    if version is None:
+        walk.root(function)
+    for number, item in enumerate(depends_on):
+        found = _module_named(item) if isinstance(item, str) else item
+        walk.visit(found, "depends_on", _label(item), f"depends_on {number}")
+    walk.run()
+    tag = sys.implementation.cache_tag or sys.implementation.name
+    found = walk.components
+    tree = None
+    if all(component.ast is not None for component in found):
+        tree = _combined("tree1", version, [(item.ast or "", item) for item in found])
+    code = _combined("code1", version, [(item.code, item) for item in found])
+    manifest = {
+        "tag": tag,
+        "python": platform.python_version(),
+        "version": version,
+        "digest": tree or code,
+        "components": [_entry(component) for component in found],
+        "not_tracked": [
+            f"{component.label or component.edge} ({component.text})"
+            for component in found
+            if not component.tracked
+        ],
+    }
+    return FunctionFingerprint(tree, code, manifest)
+
+
+def _combined(kind: str, version: str | None, parts: list[tuple[str, Component]]) -> str:
+    state = hashlib.blake2b(repr((kind, version)).encode(), digest_size=32)
+    for digest, component in parts:
+        state.update(f"\n{digest} {component.references!r}".encode("utf-8", "surrogatepass"))
+    return state.hexdigest()
+
+
+def _entry(component: Component) -> dict[str, Any]:
+    names = ("role", "label", "edge", "kind", "ast", "code", "text")
+    return {name: getattr(component, name) for name in names}
+
+
+def _label(item: Any) -> str:
+    return item if isinstance(item, str) else str(getattr(item, "__name__", repr(item)))[:60]
+
+
+def _module_named(name: str) -> ModuleType:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"depends_on names the module {name!r}, which cannot be imported: {error}"
+        ) from error
+
+
+def _check_ignored(function: Any, ignore: Sequence[str]) -> None:
+    inner = innermost(function)
+    if not ignore or not isinstance(inner, FunctionType):
+        return
+    code = inner.__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    unknown = [name for name in ignore if name not in known]
+    if unknown and not code.co_flags & 0x08:
+        raise ConfigError(
+            f"ignore names {unknown[0]!r}, but {inner.__name__}() has the parameters"
+            f" {', '.join(known) or 'none'}"
+        )
+
+
+def _code_as_value(found: Any) -> str | None:
+    """Functions and classes inside of values count by their code; during a walk, by the walk."""
+    if is_walking():
+        return None
+    taken = fingerprint_function(found)
+    return taken.ast or taken.code
+
+
+for _kind in (FunctionType, type, ModuleType):
+    values.register(_kind, _code_as_value)

@@ -1,0 +1,184 @@
+"""The result store contract: records, blobs and ownership behind one interface.
+
+Writes that decide something happen in one transaction with the check that this kernel still
+owns what it writes. Reads may come from any process at any time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+from chelate.model import DispatchRecord, NodeRecord, Status
+
+__all__ = ["CancelRequest", "Commit", "DispatchFilter", "ResultStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    """A recorded wish to cancel. ``nodes`` is None for the whole dispatch. ``seq`` only grows."""
+
+    seq: int
+    dispatch_id: str
+    nodes: tuple[int, ...] | None
+
+
+@dataclass(slots=True)
+class Commit:
+    """Everything one turn writes, in one transaction.
+
+    ``blobs`` are small values by digest, written first; large ones must already be stored.
+    ``nodes`` are whole rows by dispatch; ``dispatches`` whole rows; ``created`` new dispatches
+    (a sub-workflow's), inserted unless they exist.
+    """
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    nodes: dict[str, list[NodeRecord]] = field(default_factory=dict)
+    dispatches: list[DispatchRecord] = field(default_factory=list)
+    created: list[DispatchRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchFilter:
+    """What ``list_dispatches`` selects; newest first."""
+
+    status: tuple[Status, ...] = ()
+    name: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    roots_only: bool = True
+    since: float | None = None
+    limit: int = 100
+    offset: int = 0
+
+
+class ResultStore(ABC):
+    """A store for dispatches, nodes and blobs. ``schemes`` are the URL schemes it answers to.
+
+    Every method may be called from any thread. All raise StoreUnavailableError when the medium
+    fails, with nothing half-written.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect, create or migrate the schema.
+
+        Raises:
+            SchemaTooNewError: written by a newer chelate.
+            StoreUnavailableError: missing, read-only, locked.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connections and of the ownership lock."""
+
+    # -- ownership ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def claim_kernel(self) -> str:
+        """Take the lock of a new kernel and return its id; the lock dies with the process."""
+
+    @abstractmethod
+    def orphans(self) -> list[str]:
+        """Ids of dispatches that have not ended and whose owner is gone or was never set."""
+
+    @abstractmethod
+    def adopt(self, kernel_id: str, dispatch_ids: Sequence[str]) -> list[str]:
+        """Make ``kernel_id`` the owner, epoch + 1; the ids that were won."""
+
+    # -- writing ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add_dispatch(self, record: DispatchRecord, blobs: Mapping[str, bytes]) -> bool:
+        """Insert a dispatch with its blobs, durably; False when the id exists already."""
+
+    @abstractmethod
+    def commit(self, kernel_id: str, commit: Commit, seen: int) -> list[CancelRequest]:
+        """Write one turn.
+
+        Refuses rows of dispatches that ``kernel_id`` does not own; rows of ended nodes never
+        change. When cancel requests newer than ``seen`` exist for a dispatch the kernel owns,
+        *nothing* is written and they are returned: the turn must be decided again.
+
+        Raises:
+            OwnershipLostError: another kernel owns one of the dispatches; ``args[1]`` names them.
+        """
+
+    @abstractmethod
+    def request_cancel(self, dispatch_id: str, nodes: Sequence[int] | None) -> int:
+        """Record a cancel of a dispatch (None) or of nodes, durably; its sequence number."""
+
+    @abstractmethod
+    def cancel_requests(self, kernel_id: str, seen: int) -> list[CancelRequest]:
+        """Requests newer than ``seen`` for dispatches owned by ``kernel_id``."""
+
+    @abstractmethod
+    def release_hold(self, dispatch_id: str) -> bool:
+        """Let a held dispatch start; False when it was not held."""
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def dispatch(self, dispatch_id: str) -> DispatchRecord:
+        """Raises DispatchNotFoundError."""
+
+    @abstractmethod
+    def dispatches(self, query: DispatchFilter) -> list[DispatchRecord]:
+        """Newest first."""
+
+    @abstractmethod
+    def nodes(self, dispatch_id: str, ids: Iterable[int] | None = None) -> list[NodeRecord]:
+        """Rows of touched nodes, by id."""
+
+    @abstractmethod
+    def change_counter(self) -> int:
+        """A cheap number that changes when another process has written."""
+
+    # -- blobs --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def missing_blobs(self, digests: Iterable[str]) -> set[str]:
+        """Which of them the store lacks."""
+
+    @abstractmethod
+    def put_file(self, digest: str, path: Path, *, move: bool) -> None:
+        """Store a large value: temporary name, fsync, rename, before any row names it."""
+
+    @abstractmethod
+    def read(self, digest: str) -> bytes:
+        """Raises BlobMissingError, BlobDamagedError."""
+
+    @abstractmethod
+    def read_many(self, digests: Iterable[str]) -> dict[str, bytes]:
+        """Small values in bulk; large or missing ones are left out."""
+
+    @abstractmethod
+    def stream(self, digest: str) -> BinaryIO:
+        """The value as a file object."""
+
+    @abstractmethod
+    def path(self, digest: str) -> Path | None:
+        """The file of a large value, or None when it lives in the database."""
+
+    @abstractmethod
+    def size(self, digest: str) -> int:
+        """Size in bytes. Raises BlobMissingError."""
+
+    # -- small durable facts -------------------------------------------------------------------
+
+    @abstractmethod
+    def get_fact(self, name: str) -> Any:
+        """A JSON value by name, or None."""
+
+    @abstractmethod
+    def set_fact(self, name: str, value: Any) -> None:
+        """Store a JSON value by name; None removes it."""
+
+    @abstractmethod
+    def facts(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        """Names and values of the facts that begin with ``prefix``."""

@@ -1,0 +1,219 @@
+"""What users call: dispatch, get_result, wait, cancel, list_dispatches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from chelate.client.lattice import Lattice
+from chelate.contracts.store import DispatchFilter
+from chelate.embedding import current
+from chelate.errors import ConfigError, UserError
+from chelate.gateway import LocalGateway, check_dispatch_id
+from chelate.model import Status
+from chelate.result import Result
+
+__all__ = [
+    "cancel",
+    "dispatch",
+    "dispatch_sync",
+    "get_result",
+    "list_dispatches",
+    "wait",
+]
+
+
+def _gateway(dispatcher_addr: str | None) -> LocalGateway:
+    if dispatcher_addr is not None:
+        raise ConfigError(
+            f"dispatcher_addr={dispatcher_addr!r}: this version runs embedded, without a server; "
+            "leave dispatcher_addr out, or share a store with store='postgresql://…'."
+        )
+    return current()
+
+
+def dispatch(
+    lattice: Lattice, dispatcher_addr: str | None = None, *, disable_run: bool = False
+) -> Callable[..., str]:
+    """A function that builds the lattice with its arguments, stores it durably, runs it, and
+    returns the dispatch id.
+
+    Args:
+        lattice: a function decorated with ``@ct.lattice``.
+        dispatcher_addr: reserved for a server.
+        disable_run: store it only; ``ct.redispatch`` or a trigger starts it later.
+
+    Raises (from the returned function):
+        GraphError: the body does what a graph cannot hold.
+        BuildError: the body raised.
+        SerializationError: a function or argument cannot be pickled.
+        PluginNotFoundError: an executor is not installed; says what to install.
+        StoreError: it could not be stored; then nothing runs.
+    """
+    if not isinstance(lattice, Lattice):
+        raise UserError(
+            f"ct.dispatch takes a lattice, not {type(lattice).__name__}; "
+            "decorate the workflow function with @ct.lattice."
+        )
+    gateway = _gateway(dispatcher_addr)
+
+    def submit(*args: Any, **kwargs: Any) -> str:
+        bundle = lattice.build(args, kwargs)
+        return gateway.accept(
+            bundle, options=_options(lattice), held=disable_run or bool(lattice.triggers)
+        )
+
+    return submit
+
+
+def _options(lattice: Lattice) -> dict[str, Any]:
+    return {
+        "defaults": lattice.effective(None),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+
+def dispatch_sync(lattice: Lattice, dispatcher_addr: str | None = None) -> Callable[..., Result]:
+    """As :func:`dispatch`, but waits and returns the :class:`Result`."""
+    submit = dispatch(lattice, dispatcher_addr)
+
+    def run(*args: Any, **kwargs: Any) -> Result:
+        return get_result(submit(*args, **kwargs), wait=True)
+
+    return run
+
+
+def get_result(
+    dispatch_id: str,
+    wait: bool = False,
+    dispatcher_addr: str | None = None,
+    status_only: bool = False,
+    *,
+    timeout: float | None = None,
+    results_dir: str | None = None,
+) -> Any:
+    """The :class:`Result` of a dispatch, whichever process ran it.
+
+    Args:
+        dispatch_id: its id.
+        wait: wait until it has ended.
+        status_only: return ``{"id", "status"}`` instead of a Result; honours ``wait``.
+        timeout: seconds to wait at the most; implies ``wait``.
+        results_dir: where ``save_result`` shall write.
+
+    Raises:
+        InvalidDispatchIdError: that is no id.
+        DispatchNotFoundError: nobody has that id.
+        ResultNotReadyError: it did not end within ``timeout``.
+    """
+    gateway = _gateway(dispatcher_addr)
+    record = gateway.record(dispatch_id)
+    if (wait or timeout is not None) and not record.status.final:
+        from chelate.show.progress import Progress
+
+        with Progress(enabled=gateway.settings.progress) as progress:
+            watch = progress.update if progress.active else None
+            record = gateway.wait(dispatch_id, timeout, watch)
+    if status_only:
+        return {"id": record.dispatch_id, "status": record.status}
+    result = Result(gateway, record)
+    if results_dir is not None:
+        result.results_dir = results_dir
+    return result
+
+
+def wait(child: Any, parents: Any = None, *, timeout: float | None = None) -> Any:
+    """Two things that read alike:
+
+    * inside a lattice, ``ct.wait(child, parents)`` makes the task ``child`` start only after
+      ``parents`` (one task or several) and returns ``child``;
+    * elsewhere, ``ct.wait(dispatch_id, timeout=…)`` waits for a dispatch and returns its status.
+    """
+    if parents is None and isinstance(child, str):
+        return get_result(child, wait=True, timeout=timeout).status
+    from chelate.client.build import wait_for
+
+    return wait_for(child, parents)
+
+
+def cancel(
+    dispatch_id: str,
+    task_ids: int | str | Sequence[int | str] | None = None,
+    dispatcher_addr: str | None = None,
+    *,
+    wait: bool = False,
+) -> str:
+    """Cancel a dispatch, or some of its tasks and what depends on them; a sentence.
+
+    The request is stored before this returns; nothing is submitted for these tasks after it, and
+    running ones become CANCELLED when their backend confirms that they are gone.
+
+    Args:
+        dispatch_id: its id.
+        task_ids: node ids or task names; None or an empty list for the whole dispatch.
+        wait: return only when every target has ended.
+
+    Raises:
+        InvalidDispatchIdError, DispatchNotFoundError: as :func:`get_result`.
+        TaskNotFoundError: a target does not exist; then nothing is cancelled.
+    """
+    gateway = _gateway(dispatcher_addr)
+    targets: Sequence[int | str] | None
+    if task_ids is None or isinstance(task_ids, (int, str)):
+        targets = None if task_ids is None else [task_ids]
+    else:
+        targets = list(task_ids) or None
+    answer = gateway.cancel(dispatch_id, targets)
+    if wait and not answer.record.status.final:
+        if targets is None:
+            gateway.wait(dispatch_id)
+        else:
+            gateway.wait_tasks(dispatch_id, answer.live)
+    return answer.sentence(targets is None)
+
+
+def list_dispatches(
+    status: Status | str | Iterable[Status | str] | None = None,
+    name: str | None = None,
+    *,
+    since: datetime | float | None = None,
+    root_dispatch_id: str | None = None,
+    sublattices: bool = False,
+    limit: int = 100,
+    offset: int = 0,
+    dispatcher_addr: str | None = None,
+) -> list[Result]:
+    """Dispatches of this home, newest first.
+
+    Args:
+        status: one or several statuses.
+        name: the lattice's name.
+        since: only those created at or after this moment (aware datetime, or seconds since the epoch).
+        root_dispatch_id: the whole tree of one dispatch.
+        sublattices: sub-workflows' dispatches as well.
+        limit: at most so many; ``offset`` skips the first.
+
+    Raises:
+        ConfigError: a status that does not exist.
+    """
+    gateway = _gateway(dispatcher_addr)
+    wanted: tuple[Status, ...] = ()
+    if status is not None:
+        words = [status] if isinstance(status, str) else list(status)
+        try:
+            wanted = tuple(Status(word) for word in words)
+        except ValueError as error:
+            names = ", ".join(word.value for word in Status)
+            raise ConfigError(f"{error}. Statuses are {names}.") from error
+    query = DispatchFilter(
+        status=wanted,
+        name=name,
+        root_id=None if root_dispatch_id is None else check_dispatch_id(root_dispatch_id),
+        roots_only=not sublattices and root_dispatch_id is None,
+        since=since.timestamp() if isinstance(since, datetime) else since,
+        limit=limit,
+        offset=offset,
+    )
+    return [Result(gateway, record) for record in gateway.records(query)]

@@ -1,0 +1,122 @@
+"""The kernel that lives in the user's own process: made when first needed, let go at exit.
+
+A forked child gets a gateway of its own. At interpreter exit the process waits for what its
+kernel still runs, with one line that says so; Ctrl-C detaches.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from chelate.gateway import LocalGateway, unfinished
+from chelate.settings import Settings
+
+__all__ = ["configure", "current", "settings", "shutdown"]
+
+_lock = threading.RLock()
+_gateways: dict[int, LocalGateway] = {}
+_overrides: dict[str, Any] = {}
+_registered = False
+
+
+def settings() -> Settings:
+    """The settings that the next gateway gets: file, environment, then :func:`configure`."""
+    return Settings.load(overrides=_overrides)
+
+
+def configure(**overrides: Any) -> Settings:
+    """Change settings for this process; a kernel that already runs is shut down first.
+
+    Raises:
+        ConfigError: a name or value is wrong; then nothing changes.
+    """
+    merged = {**_overrides, **overrides}
+    loaded = Settings.load(overrides=merged)
+    with _lock:
+        shutdown()
+        _overrides.clear()
+        _overrides.update(merged)
+    return loaded
+
+
+def current() -> LocalGateway:
+    """This process's gateway."""
+    global _registered
+    with _lock:
+        gateway = _gateways.get(os.getpid())
+        if gateway is None:
+            gateway = _gateways[os.getpid()] = LocalGateway(settings())
+            if not _registered:
+                _registered = True
+                _at_exit(_leave)
+        return gateway
+
+
+def shutdown(timeout: float = 10.0) -> None:
+    """Stop this process's kernel without waiting for its dispatches; the next one takes over."""
+    with _lock:
+        gateway = _gateways.pop(os.getpid(), None)
+    if gateway is not None:
+        gateway.close(timeout)
+
+
+def _at_exit(function: Callable[[], None]) -> None:
+    """Run ``function`` while threads and subprocesses may still be started.
+
+    Since Python 3.12 plain ``atexit`` callbacks may come too late for that; the standard
+    library's own executors use this registration for the same reason.
+    """
+    register = getattr(threading, "_register_atexit", None)
+    if register is None:
+        atexit.register(function)
+    else:
+        register(function)
+
+
+def _leave() -> None:
+    gateway = _gateways.get(os.getpid())
+    if gateway is None:
+        return
+    try:
+        if gateway.settings.exit_wait:
+            _wait_for_rest(gateway)
+    except KeyboardInterrupt:
+        _say(
+            "Detached. Jobs on other machines go on; the next process on this home, or "
+            "'chelate resume', takes the dispatches up again."
+        )
+    finally:
+        shutdown()
+
+
+def _wait_for_rest(gateway: LocalGateway) -> None:
+    said = False
+    while waiting := [record for record in unfinished(gateway) if record.parent_id is None]:
+        if not said:
+            said = True
+            names = ", ".join(f"{record.name} ({record.dispatch_id})" for record in waiting[:3])
+            more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+            _say(f"Waiting for {names}{more} to end; Ctrl-C detaches.")
+        gateway.wait(waiting[0].dispatch_id)
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None and not sys.stderr.closed:
+        sys.stderr.write(f"chelate: {line}\n")
+        sys.stderr.flush()
+
+
+def _after_fork() -> None:
+    """The child has none of the parent's threads, so nothing of its kernel may be used."""
+    global _lock
+    _lock = threading.RLock()
+    _gateways.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,5 @@
+"""The executors that come with chelate."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,342 @@
+"""The way from a client to a kernel in the same process, and to the store behind it.
+
+Reading needs only the store. The kernel's thread starts with the first dispatch, cancel or wait,
+and from then on also takes up whatever dead kernels have left in the same home.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from chelate.bundle import Bundle
+from chelate.contracts.store import DispatchFilter
+from chelate.digest import digest_bytes
+from chelate.errors import (
+    GraphError,
+    InvalidDispatchIdError,
+    ResultNotReadyError,
+    TaskNotFoundError,
+)
+from chelate.graph import Graph, Kind, Node
+from chelate.model import FINAL, DispatchRecord, NodeRecord, Status
+
+if TYPE_CHECKING:
+    from chelate.contracts.store import ResultStore
+    from chelate.kernel.engine import Engine
+    from chelate.kernel.plugins import Plugins
+    from chelate.settings import Settings
+
+__all__ = ["LocalGateway", "check_dispatch_id"]
+
+_FIRST_LOOK = 0.02
+_SLOWEST_LOOK = 0.5
+
+
+def check_dispatch_id(dispatch_id: object) -> str:
+    """The id in its usual form.
+
+    Raises:
+        InvalidDispatchIdError: it is not the text of a UUID.
+    """
+    try:
+        if isinstance(dispatch_id, (str, uuid.UUID)):
+            return str(uuid.UUID(str(dispatch_id)))
+    except ValueError:
+        pass
+    raise InvalidDispatchIdError(
+        f"{dispatch_id!r:.80} is not a dispatch id. Ids are what ct.dispatch(...)(...) returns; "
+        "ct.list_dispatches() lists them."
+    )
+
+
+class LocalGateway:
+    """One store and, once it is needed, one kernel on it. Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pid = os.getpid()
+        self._lock = threading.RLock()
+        self._store: ResultStore | None = None
+        self._plugins: Plugins | None = None
+        self._engine: Engine | None = None
+
+    # -- parts, each opened when first needed ---------------------------------------------------
+
+    @property
+    def plugins(self) -> Plugins:
+        """The plugins that this gateway's kernel sees."""
+        with self._lock:
+            if self._plugins is None:
+                from chelate.kernel.plugins import Plugins
+
+                self._plugins = Plugins(
+                    disable=self.settings.disable_plugins, allow=self.settings.allow_plugins
+                )
+            return self._plugins
+
+    @property
+    def store(self) -> ResultStore:
+        """The opened result store.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        with self._lock:
+            if self._store is None:
+                url = self.settings.store or ""
+                scheme = url.partition(":")[0] or "sqlite"
+                store = self.plugins.store(scheme)(
+                    url, self.settings.home, synchronous=self.settings.synchronous
+                )
+                store.open()
+                self._store = store
+            return self._store
+
+    @property
+    def engine(self) -> Engine:
+        """The running kernel."""
+        with self._lock:
+            if self._engine is None:
+                from chelate.kernel.engine import Engine
+
+                engine = Engine(self.store, self.plugins, self.settings)
+                engine.start()
+                self._engine = engine
+            return self._engine
+
+    @property
+    def started(self) -> bool:
+        """Whether the kernel runs in this process."""
+        return self._engine is not None
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stop the kernel (remote jobs go on) and close the store."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            store, self._store = self._store, None
+        if engine is not None:
+            engine.stop(timeout)
+        if store is not None:
+            store.close()
+
+    # -- dispatching --------------------------------------------------------------------------
+
+    def check_executors(self, graph: Graph) -> None:
+        """Raise at once when an executor's plugin is missing or broken.
+
+        Raises:
+            PluginNotFoundError, PluginLoadError, PluginConflictError: see their messages.
+        """
+        for name in {policy.executor.name for policy in graph.policies}:
+            self.plugins.executor(name)
+
+    def accept(
+        self,
+        bundle: Bundle,
+        *,
+        options: Mapping[str, Any] | None = None,
+        held: bool = False,
+        redispatched_from: str | None = None,
+        dispatch_id: str | None = None,
+    ) -> str:
+        """Store a built workflow durably and run it (unless ``held``); the dispatch id."""
+        graph = bundle.graph
+        if graph is None:
+            raise GraphError("There is no graph to dispatch.")
+        self.check_executors(graph)
+        engine = self.engine
+        data = graph.to_json()
+        digest = digest_bytes(data)
+        dispatch_id = dispatch_id or str(uuid.uuid4())
+        record = DispatchRecord(
+            dispatch_id=dispatch_id,
+            name=graph.name,
+            root_id=dispatch_id,
+            graph=digest,
+            lattice=bundle.lattice,
+            inputs=bundle.inputs,
+            created_at=time.time(),
+            owner=None if held else engine.kernel_id,
+            held=held,
+            redispatched_from=redispatched_from,
+            options=dict(options or {}),
+        )
+        if self.store.add_dispatch(record, {**bundle.blobs, digest: data}) and not held:
+            engine.submit(record, graph)
+        return dispatch_id
+
+    def start_held(self, dispatch_id: str) -> bool:
+        """Let a dispatch that waits for a trigger run; False when it was not waiting."""
+        started = self.store.release_hold(check_dispatch_id(dispatch_id))
+        if started:
+            self.engine.poke()
+        return started
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def record(self, dispatch_id: object) -> DispatchRecord:
+        """The dispatch's row.
+
+        Raises:
+            InvalidDispatchIdError, DispatchNotFoundError.
+        """
+        return self.store.dispatch(check_dispatch_id(dispatch_id))
+
+    def records(self, query: DispatchFilter) -> list[DispatchRecord]:
+        """Dispatches, newest first."""
+        return self.store.dispatches(query)
+
+    def graph(self, record: DispatchRecord) -> Graph:
+        """The dispatch's graph."""
+        return Graph.from_json(self.store.read(record.graph or ""))
+
+    def nodes(self, dispatch_id: str, ids: Iterable[int] | None = None) -> dict[int, NodeRecord]:
+        """Rows of the nodes that have been touched."""
+        return {row.node_id: row for row in self.store.nodes(dispatch_id, ids)}
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    def wait(
+        self,
+        dispatch_id: object,
+        timeout: float | None = None,
+        watch: Callable[[DispatchRecord], None] | None = None,
+    ) -> DispatchRecord:
+        """Wait until a dispatch has ended, whichever process runs it.
+
+        ``watch`` is called now and then with the dispatch's row.
+
+        Raises:
+            ResultNotReadyError: it did not end in time.
+        """
+        record = self.record(dispatch_id)
+        if record.status.final:
+            return record
+        deadline = None if timeout is None else time.monotonic() + timeout
+        engine = self.engine
+        engine.poke()
+        pause = _FIRST_LOOK
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            step = 0.2 if watch is not None else None
+            if left is not None:
+                step = max(0.0, left if step is None else min(step, left))
+            ours = engine.wait(record.dispatch_id, step)
+            if ours is None:
+                time.sleep(pause if left is None else max(0.0, min(pause, left)))
+                pause = min(pause * 1.5, _SLOWEST_LOOK)
+            record = self.store.dispatch(record.dispatch_id)
+            if watch is not None:
+                watch(record)
+            if record.status.final:
+                return record
+            if left is not None and left <= 0:
+                raise ResultNotReadyError(
+                    f"Dispatch {record.dispatch_id} is still {record.status} after {timeout:g} s."
+                )
+
+    # -- cancelling ---------------------------------------------------------------------------
+
+    def cancel(self, dispatch_id: object, targets: Sequence[int | str] | None) -> CancelAnswer:
+        """Record a cancel of the whole dispatch (None) or of tasks by node id or name.
+
+        Raises:
+            TaskNotFoundError: a target does not exist; then nothing is cancelled.
+        """
+        record = self.record(dispatch_id)
+        if record.status.final:
+            return CancelAnswer(record, (), ())
+        if targets is None:
+            self.store.request_cancel(record.dispatch_id, None)
+            if record.held:
+                self.store.release_hold(record.dispatch_id)
+            self.engine.poke()
+            return CancelAnswer(record, (), ())
+        graph = self.graph(record)
+        ids = resolve_tasks(graph, targets)
+        rows = self.nodes(record.dispatch_id)
+        over = [i for i in ids if (row := rows.get(i)) is not None and row.status in FINAL]
+        live = [i for i in ids if i not in set(over)]
+        if live:
+            below = graph.descendants(live)
+            every = sorted({*live, *below})
+            self.store.request_cancel(record.dispatch_id, every)
+            self.engine.poke()
+        return CancelAnswer(record, tuple(live), tuple(over))
+
+    def logs(self, dispatch_id: str, node_id: int, stream: str) -> bytes:
+        """A task's output: stored at its end, else read live where the executor can."""
+        row = self.nodes(dispatch_id, [node_id]).get(node_id)
+        if row is None:
+            return b""
+        digest = row.stdout if stream == "stdout" else row.stderr
+        if digest is not None:
+            return self.store.read(digest)
+        if row.status in FINAL or self._engine is None:
+            return b""
+        return self._engine.logs(row, stream, 0, 1 << 24)
+
+
+class CancelAnswer:
+    """What a cancel found: ``live`` targets are being cancelled, ``over`` had ended before."""
+
+    def __init__(
+        self, record: DispatchRecord, live: tuple[int, ...], over: tuple[int, ...]
+    ) -> None:
+        self.record = record
+        self.live = live
+        self.over = over
+
+    def sentence(self, whole: bool) -> str:
+        """For people."""
+        dispatch_id = self.record.dispatch_id
+        if self.record.status.final:
+            return f"Dispatch {dispatch_id} had already ended: {self.record.status}."
+        if whole:
+            return f"Dispatch {dispatch_id} is being cancelled."
+        parts = []
+        if self.live:
+            parts.append(f"Tasks {list(self.live)} in dispatch {dispatch_id} are being cancelled.")
+        if self.over:
+            parts.append(f"Tasks {list(self.over)} had already ended.")
+        return " ".join(parts) or f"There is nothing to cancel in dispatch {dispatch_id}."
+
+
+def resolve_tasks(graph: Graph, targets: Sequence[int | str]) -> list[int]:
+    """Node ids of tasks given by id or name; a name stands for every task that has it.
+
+    Raises:
+        TaskNotFoundError: with the tasks that exist.
+    """
+    tasks: dict[int, Node] = {node.id: node for node in graph.tasks() if node.kind != Kind.BUILD}
+    by_name: dict[str, list[int]] = {}
+    for node in tasks.values():
+        by_name.setdefault(node.name, []).append(node.id)
+    found: list[int] = []
+    for target in targets:
+        if isinstance(target, str) and target in by_name:
+            found.extend(by_name[target])
+        elif isinstance(target, int) and not isinstance(target, bool) and target in tasks:
+            found.append(target)
+        else:
+            shown = ", ".join(f"{node.id} ({node.name})" for node in list(tasks.values())[:20])
+            more = " …" if len(tasks) > 20 else ""
+            raise TaskNotFoundError(
+                f"There is no task {target!r} in this dispatch; nothing was cancelled. "
+                f"Its tasks: {shown or 'none'}{more}"
+            )
+    return list(dict.fromkeys(found))
+
+
+def unfinished(gateway: LocalGateway) -> list[DispatchRecord]:
+    """Dispatches that this process's kernel is running."""
+    if not gateway.started:
+        return []
+    query = DispatchFilter(status=(Status.RUNNING, Status.CANCELLING), limit=1000)
+    mine = set(gateway.engine.running())
+    return [record for record in gateway.records(query) if record.dispatch_id in mine]

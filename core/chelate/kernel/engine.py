@@ -1,0 +1,649 @@
+"""The engine: one thread that decides, stores, tells and acts, in that order, turn by turn.
+
+A turn drains the inbox, lets the machines of all dispatches decide, writes everything in one
+transaction, wakes who waits, and only then hands effects to the lanes: an effect never leaves
+before the commit that caused it. Work is per batch; nothing here costs a transaction, a thread,
+a coroutine or a hook per task.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chelate.bundle import Bundle
+from chelate.contracts.executor import Capabilities, Executor, Job, JobHandle, Limits, Outcome
+from chelate.contracts.store import CancelRequest, Commit, ResultStore
+from chelate.errors import (
+    ChelateError,
+    GraphError,
+    MachineError,
+    OwnershipLostError,
+    RejectedError,
+    StoreError,
+    StoreUnavailableError,
+)
+from chelate.graph import Graph
+from chelate.kernel import events as ev
+from chelate.kernel.jobs import make_job, settle
+from chelate.kernel.keys import split_key
+from chelate.kernel.lanes import Lane, LaneReport
+from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record, lane_ref
+from chelate.kernel.plugins import Plugins
+from chelate.model import FINAL, DispatchRecord, NodeRecord, NodeStatus, Reason
+from chelate.settings import Settings
+
+__all__ = ["Engine"]
+
+_LOG = logging.getLogger("chelate.engine")
+_IN_FLIGHT = frozenset(
+    {NodeStatus.SUBMITTING, NodeStatus.SUBMITTED, NodeStatus.RUNNING, NodeStatus.CANCELLING}
+)
+_ADOPT_EVERY = 1.0
+
+
+@dataclass(slots=True)
+class _LaneState:
+    """A lane as the engine sees it. ``limits`` is None until its executor is open."""
+
+    lane: Lane
+    limits: Limits | None = None
+    capabilities: Capabilities = Capabilities()
+    failed: str | None = None
+    trouble: str | None = None
+    flying: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def room(self) -> int:
+        if self.failed is not None:
+            return 1 << 30
+        return 0 if self.limits is None else self.limits.max_in_flight - len(self.flying)
+
+
+class Engine:
+    """Runs dispatches over one store. Public methods may be called from any thread."""
+
+    def __init__(self, store: ResultStore, plugins: Plugins, settings: Settings) -> None:
+        self.store = store
+        self.plugins = plugins
+        self.settings = settings
+        self.kernel_id = ""
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._live: dict[str, LiveDispatch] = {}
+        self._lanes: dict[str, _LaneState] = {}
+        self._timers: list[tuple[float, int, str, ev.Event]] = []
+        self._tick = itertools.count()
+        self._seen = 0
+        self._counter = -1
+        self._look_due = 0.0
+        self._adopt_due = 0.0
+        self._ended = threading.Condition()
+        self._running: set[str] = set()  # guarded by _ended
+        self._broken: dict[str, str] = {}  # guarded by _ended
+        self._kept: dict[str, dict[int, NodeRecord]] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self._main, name="chelate-kernel", daemon=True)
+
+    # -- from other threads -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take a kernel's lock and start the thread.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        self.kernel_id = self.store.claim_kernel()
+        self._thread.start()
+
+    def submit(self, record: DispatchRecord, graph: Graph) -> None:
+        """Run a dispatch that is already stored with this kernel as its owner."""
+        with self._ended:
+            self._running.add(record.dispatch_id)
+        self._inbox.put((record, graph))
+
+    def poke(self) -> None:
+        """Look at once for cancels and orphaned dispatches."""
+        self._inbox.put(None)
+
+    def running(self) -> list[str]:
+        """Ids of dispatches this kernel is running, sub-workflows left out."""
+        with self._ended:
+            return sorted(self._running)
+
+    def wait(self, dispatch_id: str, timeout: float | None) -> bool | None:
+        """Wait for a dispatch; True when it has ended, False on time-out, None if not ours.
+
+        Raises:
+            MachineError: the dispatch hit a defect and was set aside.
+        """
+        with self._ended:
+            if dispatch_id in self._broken:
+                raise MachineError(self._broken[dispatch_id])
+            if dispatch_id not in self._running:
+                return None
+            done = self._ended.wait_for(
+                lambda: dispatch_id not in self._running or self._stopping, timeout
+            )
+            if dispatch_id in self._broken:
+                raise MachineError(self._broken[dispatch_id])
+            return done and not self._stopping
+
+    def logs(self, record: NodeRecord, stream: str, offset: int, limit: int) -> bytes:
+        """Output of a running task, straight from its executor; empty when not reachable."""
+        state = self._lanes.get(record.executor or "")
+        if state is None or record.handle is None:
+            return b""
+        return state.lane.logs(JobHandle.from_json(record.handle), stream, offset, limit)
+
+    def troubles(self) -> dict[str, str]:
+        """Lane name → why its executor does not work at present."""
+        return {
+            name: text
+            for name, state in self._lanes.items()
+            if (text := state.failed or state.trouble) is not None
+        }
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Let go: stored dispatches are taken up again by the next kernel on this store."""
+        self._stopping = True
+        self._inbox.put(None)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+        for state in list(self._lanes.values()):
+            state.lane.close(timeout)
+        with self._ended:
+            self._ended.notify_all()
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        while not self._stopping:
+            items = self._receive()
+            if self._stopping:
+                return
+            try:
+                self._turn(items)
+            except StoreUnavailableError as error:
+                if not self._stopping:
+                    _LOG.error("The kernel stops: %s", error)
+                return
+            except Exception as error:
+                _LOG.exception("A turn of the kernel failed; every dispatch is read again.")
+                self._reload(error)
+
+    def _receive(self) -> list[Any]:
+        """Everything in the inbox; waits for the first item, a timer or the next look around."""
+        now = time.monotonic()
+        due = min(self._look_due, self._timers[0][0]) if self._timers else self._look_due
+        items: list[Any] = []
+        try:
+            items.append(self._inbox.get(timeout=max(0.0, due - now)))
+            while True:
+                items.append(self._inbox.get_nowait())
+        except queue.Empty:
+            pass
+        return items
+
+    def _turn(self, items: list[Any]) -> None:
+        blobs: dict[str, bytes] = {}
+        events: dict[str, list[ev.Event]] = {}
+        settled: dict[str, list[str]] = {}
+        created: list[LiveDispatch] = []
+        for item in items:
+            if isinstance(item, LaneReport):
+                self._on_report(item, events, blobs, settled, created)
+            elif item is None:
+                self._look_due = self._adopt_due = 0.0
+            else:
+                self._begin(*item)
+        self._fire_timers(events)
+        self._look_around(events)
+        for dispatch_id, facts in events.items():
+            self._apply(dispatch_id, facts)
+        self._decide_and_store(blobs, created)
+        for name, keys in settled.items():
+            self._lanes[name].lane.release(keys)
+
+    def _begin(self, record: DispatchRecord, graph: Graph) -> None:
+        live = LiveDispatch.of(record, graph)
+        self._live[record.dispatch_id] = live
+        live.begin(time.time())
+        live.machine.start()
+
+    def _apply(self, dispatch_id: str, facts: list[ev.Event]) -> None:
+        live = self._live.get(dispatch_id)
+        if live is None:
+            return
+        try:
+            live.machine.handle(facts, time.time())
+        except MachineError as error:
+            _LOG.exception("Dispatch %s is set aside.", dispatch_id)
+            self._set_aside(dispatch_id, str(error))
+
+    def _set_aside(self, dispatch_id: str, why: str) -> None:
+        self._live.pop(dispatch_id, None)
+        for state in self._lanes.values():
+            state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
+        with self._ended:
+            self._broken[dispatch_id] = why
+            self._running.discard(dispatch_id)
+            self._ended.notify_all()
+
+    def _reload(self, error: Exception) -> None:
+        """After a defect: trust only the store. Dispatches that fail again are set aside."""
+        for dispatch_id in list(self._live):
+            try:
+                live = LiveDispatch.load(self.store, dispatch_id, time.time())
+            except ChelateError:
+                self._set_aside(dispatch_id, f"A defect in chelate: {error!r}")
+                continue
+            if dispatch_id in self._broken:
+                self._set_aside(dispatch_id, f"A defect in chelate: {error!r}")
+                continue
+            self._broken[dispatch_id] = f"A defect in chelate: {error!r}"
+            self._live[dispatch_id] = live
+
+    # -- facts --------------------------------------------------------------------------------
+
+    def _on_report(
+        self,
+        report: LaneReport,
+        events: dict[str, list[ev.Event]],
+        blobs: dict[str, bytes],
+        settled: dict[str, list[str]],
+        created: list[LiveDispatch],
+    ) -> None:
+        state = self._lanes[report.lane]
+        if report.opened is not None:
+            state.limits, state.capabilities = report.opened
+        state.failed = report.failed or state.failed
+        state.trouble = report.trouble
+        for dispatch_id, event in report.events:
+            events.setdefault(dispatch_id, []).append(event)
+        for outcome in report.outcomes:
+            dispatch_id, node, attempt = split_key(outcome.key)
+            settled.setdefault(report.lane, []).append(outcome.key)
+            live = self._live.get(dispatch_id)
+            if live is None:
+                continue
+            event = self._settle(live, outcome, node, attempt, blobs, created)
+            events.setdefault(dispatch_id, []).append(event)
+
+    def _settle(
+        self,
+        live: LiveDispatch,
+        outcome: Outcome,
+        node: int,
+        attempt: int,
+        blobs: dict[str, bytes],
+        created: list[LiveDispatch],
+    ) -> ev.Event:
+        try:
+            if not (outcome.ok and outcome.graph):
+                return settle(outcome, node, attempt, self.store, blobs)
+            return self._on_built(live, outcome, node, attempt, blobs, created)
+        except (OSError, StoreError, GraphError) as error:
+            return ev.Ended(
+                node,
+                attempt,
+                False,
+                reason=Reason.RESULT_CORRUPT,
+                error=f"The task ended, but its result could not be stored: {error}",
+            )
+
+    def _on_built(
+        self,
+        live: LiveDispatch,
+        outcome: Outcome,
+        node: int,
+        attempt: int,
+        blobs: dict[str, bytes],
+        created: list[LiveDispatch],
+    ) -> ev.Event:
+        payload = outcome.payload
+        data = payload.read_bytes() if isinstance(payload, Path) else payload or b""
+        bundle = Bundle.from_bytes(data)
+        record = live.machine.records.get(node)
+        ended = ev.Ended(
+            node, attempt, True, started_at=outcome.started_at, ended_at=outcome.ended_at
+        )
+        if record is None or record.attempt != attempt or record.cancel_requested:
+            return ended
+        if node == BUILD_NODE:
+            live.machine.handle([ended], time.time())
+            self._store_now(live)
+            live.replace_graph(bundle, blobs)
+            return ended
+        if live.record.depth + 1 > self.settings.max_depth:
+            limit = self.settings.max_depth
+            return ev.Ended(
+                node,
+                attempt,
+                False,
+                reason=Reason.DEPTH,
+                error=f"Sub-workflow {live.node(node).name} would be nested more than {limit} "
+                "deep. Look for a recursion without an end, or raise the setting max_depth.",
+            )
+        child, child_blobs = child_record(
+            live, node, attempt, bundle, time.time(), self.kernel_id
+        )
+        blobs.update(child_blobs)
+        assert bundle.graph is not None
+        created.append(LiveDispatch.of(child, bundle.graph))
+        return ev.Built(node, attempt, child.dispatch_id)
+
+    def _store_now(self, live: LiveDispatch) -> None:
+        """Keep the changed rows of a machine that is about to be replaced."""
+        changed, _ = live.machine.drain()
+        self._kept.setdefault(live.record.dispatch_id, {}).update({r.node_id: r for r in changed})
+
+    def _fire_timers(self, events: dict[str, list[ev.Event]]) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, _, dispatch_id, event = heapq.heappop(self._timers)
+            events.setdefault(dispatch_id, []).append(event)
+
+    def _look_around(self, events: dict[str, list[ev.Event]]) -> None:
+        """What other processes have asked for, and what dead ones have left behind."""
+        now = time.monotonic()
+        if now < self._look_due:
+            return
+        self._look_due = now + self.settings.poll_interval
+        counter = self.store.change_counter()
+        if counter != self._counter or self._adopt_due == 0.0:
+            self._counter = counter
+            self._heed(self.store.cancel_requests(self.kernel_id, self._seen))
+        if now >= self._adopt_due:
+            self._adopt_due = now + _ADOPT_EVERY
+            self._adopt()
+            self._check_children(events)
+
+    def _heed(self, requests: list[CancelRequest]) -> None:
+        for request in requests:
+            self._seen = max(self._seen, request.seq)
+            live = self._live.get(request.dispatch_id)
+            if live is None:
+                continue
+            if request.nodes is None:
+                live.record.cancel_requested = True
+                live.changed = True
+            live.machine.handle([ev.Cancel(request.nodes)], time.time())
+
+    def _adopt(self) -> None:
+        orphans = self.store.orphans()
+        if not orphans:
+            return
+        for dispatch_id in self.store.adopt(self.kernel_id, orphans):
+            if dispatch_id in self._live:
+                continue
+            try:
+                live = LiveDispatch.load(self.store, dispatch_id, time.time())
+            except (StoreError, GraphError) as error:
+                _LOG.error("Dispatch %s cannot be resumed: %s", dispatch_id, error)
+                self._set_aside(dispatch_id, str(error))
+                continue
+            self._live[dispatch_id] = live
+            with self._ended:
+                self._running.add(dispatch_id)
+        self._heed(self.store.cancel_requests(self.kernel_id, 0))
+
+    def _check_children(self, events: dict[str, list[ev.Event]]) -> None:
+        """Ends of sub-dispatches that another kernel ran, or that ended before a restart."""
+        for live in self._live.values():
+            if not live.machine.counts[NodeStatus.EXPANDED] and not live.machine.cancel_requested:
+                continue
+            for record in live.machine.records.values():
+                child_id = record.child_id
+                if child_id is None or record.status in FINAL or child_id in self._live:
+                    continue
+                child = self.store.dispatch(child_id)
+                if child.status.final:
+                    ended = ev.ChildEnded(
+                        record.node_id, child_id, child.status, child.result, child.error
+                    )
+                    events.setdefault(live.record.dispatch_id, []).append(ended)
+
+    # -- deciding and storing -----------------------------------------------------------------
+
+    def _decide_and_store(self, blobs: dict[str, bytes], created: list[LiveDispatch]) -> None:
+        changed: dict[str, dict[int, NodeRecord]] = self._kept
+        self._kept = {}
+        effects: list[tuple[LiveDispatch, ev.Effect]] = []
+        over: list[LiveDispatch] = []
+        new_ids = {live.record.dispatch_id for live in created}
+        while True:
+            for live in created:
+                if live.record.dispatch_id not in self._live:
+                    self._live[live.record.dispatch_id] = live
+                    live.begin(time.time())
+                    live.machine.start()
+            self._settle_down(changed, effects, over)
+            rows = [live.record for live in self._live.values() if live.changed]
+            rows += [live.record for live in over]
+            commit = Commit(
+                blobs=blobs,
+                nodes={key: list(records.values()) for key, records in changed.items()},
+                dispatches=[row for row in rows if row.dispatch_id not in new_ids],
+                created=[row for row in rows if row.dispatch_id in new_ids],
+            )
+            if not (commit.nodes or commit.dispatches or commit.created):
+                break
+            requests = self._commit(commit, changed)
+            if not requests:
+                break
+            self._heed(requests)
+        for live in self._live.values():
+            live.changed = False
+        self._tell(changed, over)
+        self._act(effects)
+
+    def _settle_down(
+        self,
+        changed: dict[str, dict[int, NodeRecord]],
+        effects: list[tuple[LiveDispatch, ev.Effect]],
+        over: list[LiveDispatch],
+    ) -> None:
+        """Let machines decide until nothing moves: take ready nodes, end dispatches."""
+        moving = True
+        while moving:
+            moving = False
+            self._take()
+            for live in list(self._live.values()):
+                records, orders = live.machine.drain()
+                if records:
+                    moving = True
+                    self._count(live, records)
+                    changed.setdefault(live.record.dispatch_id, {}).update(
+                        {record.node_id: record for record in records}
+                    )
+                for order in orders:
+                    if isinstance(order, ev.CancelChild):
+                        self._cancel_child(order.child_id, effects, live, order)
+                    else:
+                        effects.append((live, order))
+                if records or live.changed:
+                    live.refresh()
+                if live.over:
+                    moving = True
+                    self._end(live, over)
+
+    def _take(self) -> None:
+        """Give ready nodes to lanes that have room, dispatch by dispatch."""
+        for live in list(self._live.values()):
+            for name in list(live.machine.ready):
+                if not live.machine.ready[name]:
+                    del live.machine.ready[name]
+                    continue
+                state = self._lanes.get(name) or self._open_lane(name)
+                if state.room <= 0:
+                    continue
+                taken = live.machine.take(name, state.room)
+                state.flying.update((live.record.dispatch_id, node) for node in taken)
+
+    def _count(self, live: LiveDispatch, records: list[NodeRecord]) -> None:
+        for record in records:
+            state = self._lanes.get(record.executor or "")
+            if state is not None:
+                entry = (live.record.dispatch_id, record.node_id)
+                if record.status in _IN_FLIGHT:
+                    state.flying.add(entry)
+                else:
+                    state.flying.discard(entry)
+
+    def _cancel_child(
+        self,
+        child_id: str,
+        effects: list[tuple[LiveDispatch, ev.Effect]],
+        parent: LiveDispatch,
+        order: ev.CancelChild,
+    ) -> None:
+        child = self._live.get(child_id)
+        if child is None:
+            effects.append((parent, order))  # another kernel's: ask it through the store
+            return
+        child.record.cancel_requested = True
+        child.changed = True
+        child.machine.handle([ev.Cancel(None)], time.time())
+
+    def _end(self, live: LiveDispatch, over: list[LiveDispatch]) -> None:
+        live.finish(time.time())
+        over.append(live)
+        record = live.record
+        del self._live[record.dispatch_id]
+        parent = self._live.get(record.parent_id or "")
+        if parent is not None and record.parent_node is not None:
+            ended = ev.ChildEnded(
+                record.parent_node, record.dispatch_id, record.status, record.result, record.error
+            )
+            parent.machine.handle([ended], time.time())
+
+    def _commit(
+        self, commit: Commit, changed: dict[str, dict[int, NodeRecord]]
+    ) -> list[CancelRequest]:
+        """Store a turn, however long the store is unavailable: nothing is acted on before."""
+        delay = 0.1
+        while True:
+            try:
+                return self.store.commit(self.kernel_id, commit, self._seen)
+            except OwnershipLostError as error:
+                lost = set(error.args[1])
+                _LOG.warning("%s", error.args[0])
+                for dispatch_id in lost:
+                    self._live.pop(dispatch_id, None)
+                    changed.pop(dispatch_id, None)
+                    commit.nodes.pop(dispatch_id, None)
+                with self._ended:
+                    self._running -= lost
+                    self._ended.notify_all()
+                commit.dispatches = [r for r in commit.dispatches if r.dispatch_id not in lost]
+                commit.created = [r for r in commit.created if r.parent_id not in lost]
+            except StoreUnavailableError as error:
+                if self._stopping:
+                    raise
+                _LOG.error("Nothing goes on until the store works again: %s", error)
+                time.sleep(delay)
+                delay = min(delay * 2, 5.0)
+
+    # -- telling and acting -------------------------------------------------------------------
+
+    def _tell(self, changed: dict[str, dict[int, NodeRecord]], over: list[LiveDispatch]) -> None:
+        if over:
+            with self._ended:
+                for live in over:
+                    self._running.discard(live.record.dispatch_id)
+                    self._broken.pop(live.record.dispatch_id, None)
+                self._ended.notify_all()
+        hooks = self.plugins.hooks
+        if changed and hooks.implemented("tasks_changed"):
+            for dispatch_id, records in changed.items():
+                hooks.tasks_changed(dispatch_id, list(records.values()))
+        if over and hooks.implemented("dispatch_changed"):
+            for live in over:
+                hooks.dispatch_changed(live.record)
+
+    def _act(self, effects: list[tuple[LiveDispatch, ev.Effect]]) -> None:
+        jobs: dict[str, list[Job]] = {}
+        watch: dict[str, list[JobHandle]] = {}
+        look_up: dict[str, list[str]] = {}
+        cancel: dict[str, list[str]] = {}
+        for live, effect in effects:
+            if isinstance(effect, ev.StartTimer):
+                due = time.monotonic() + effect.seconds
+                entry = (due, next(self._tick), live.record.dispatch_id, effect.event)
+                heapq.heappush(self._timers, entry)
+                continue
+            if isinstance(effect, ev.CancelChild):
+                self.store.request_cancel(effect.child_id, None)
+                continue
+            record = live.machine.records[effect.node]
+            name = record.executor or ""
+            if isinstance(effect, ev.Run):
+                if live.machine.sent(effect.node):
+                    jobs.setdefault(name, []).append(self._job(live, record))
+            elif isinstance(effect, ev.LookUp):
+                look_up.setdefault(name, []).append(record.key or "")
+            elif record.handle is not None and isinstance(effect, ev.Watch):
+                watch.setdefault(name, []).append(JobHandle.from_json(record.handle))
+            elif record.handle is not None:
+                cancel.setdefault(name, []).append(str(record.handle["key"]))
+        for name, batch in jobs.items():
+            self._run(name, batch)
+        for name, handles in watch.items():
+            self._lane(name).lane.watch(handles)
+        for name, keys in look_up.items():
+            self._lane(name).lane.look_up(keys)
+        for name, keys in cancel.items():
+            self._lane(name).lane.cancel(keys)
+
+    def _job(self, live: LiveDispatch, record: NodeRecord) -> Job:
+        return make_job(
+            live.record,
+            live.graph,
+            live.node(record.node_id),
+            record,
+            live.machine.records,
+            live.parameters,
+            self.store,
+            lambda: record.cancel_requested,
+        )
+
+    def _run(self, name: str, jobs: list[Job]) -> None:
+        state = self._lane(name)
+        refusal = state.failed and (Reason.PLUGIN, state.failed)
+        if not refusal and self.plugins.hooks.implemented("before_run"):
+            try:
+                self.plugins.hooks.before_run(lane_ref(name), jobs)
+            except RejectedError as error:
+                refusal = (Reason.INVALID_SPEC, str(error))
+        if not refusal:
+            state.lane.run(jobs)
+            return
+        report = LaneReport(name)
+        for job in jobs:
+            for task in job.tasks:
+                refused = ev.Refused(task.node_id, task.attempt, *refusal)
+                report.events.append((task.dispatch_id, refused))
+        self._inbox.put(report)
+
+    def _lane(self, name: str) -> _LaneState:
+        return self._lanes.get(name) or self._open_lane(name)
+
+    def _open_lane(self, name: str) -> _LaneState:
+        ref = lane_ref(name)
+
+        def make() -> Executor:
+            options = {**self.settings.executors.get(ref.name, {}), **ref.options}
+            return self.plugins.executor(ref.name)(**options)
+
+        state = _LaneState(Lane(name, make, self._inbox.put))
+        self._lanes[name] = state
+        state.lane.start()
+        return state

@@ -1,0 +1,206 @@
+"""A dispatch that this kernel is running: its record, its machine, and how it starts and ends."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from chelate.bundle import Bundle
+from chelate.contracts.store import ResultStore
+from chelate.digest import digest_bytes
+from chelate.errors import GraphError
+from chelate.graph import Graph, Kind, Node
+from chelate.kernel.machine import Machine
+from chelate.model import DispatchRecord, ExecutorRef, NodeStatus, Status, ValueRef
+
+__all__ = ["BUILD_NODE", "LiveDispatch", "child_record", "lane_name", "lane_ref"]
+
+BUILD_NODE = -1
+_SHOWN_FAILURES = 10
+
+
+def lane_name(ref: ExecutorRef) -> str:
+    """Equal references give equal names: ``local`` or ``ssh {"host": …}``."""
+    if not ref.options:
+        return ref.name
+    options = json.dumps(dict(ref.options), sort_keys=True, separators=(",", ":"))
+    return f"{ref.name} {options}"
+
+
+def lane_ref(name: str) -> ExecutorRef:
+    """The inverse of :func:`lane_name`."""
+    head, _, options = name.partition(" ")
+    return ExecutorRef(head, json.loads(options) if options else {})
+
+
+@dataclass(slots=True)
+class LiveDispatch:
+    """One dispatch in memory. ``changed`` is True while its own row waits to be stored."""
+
+    record: DispatchRecord
+    graph: Graph
+    machine: Machine
+    parameters: dict[int, str] = field(default_factory=dict)
+    changed: bool = False
+
+    @classmethod
+    def of(cls, record: DispatchRecord, graph: Graph) -> LiveDispatch:
+        """A dispatch about to start or to be resumed."""
+        live = cls(record, graph, _machine(record, graph))
+        live.parameters = _parameters(graph)
+        return live
+
+    @classmethod
+    def load(cls, store: ResultStore, dispatch_id: str, now: float) -> LiveDispatch:
+        """Read a dispatch and bring its machine up to date.
+
+        Raises:
+            StoreError: the record or its graph cannot be read.
+            GraphError: the stored graph cannot be understood.
+        """
+        record = store.dispatch(dispatch_id)
+        if record.graph is None:
+            raise GraphError(f"Dispatch {dispatch_id} has no graph.")
+        live = cls.of(record, Graph.from_json(store.read(record.graph)))
+        live.machine.resume(store.nodes(dispatch_id), now)
+        live.begin(now)
+        return live
+
+    def begin(self, now: float) -> None:
+        """Mark the dispatch as running."""
+        if self.record.status is Status.NEW_OBJ:
+            self.record.status = Status.RUNNING
+            self.record.started_at = now
+            self.changed = True
+
+    def replace_graph(self, bundle: Bundle, blobs: dict[str, bytes]) -> None:
+        """The graph was built in a worker: go on with it."""
+        assert bundle.graph is not None
+        data = bundle.graph.to_json()
+        digest = digest_bytes(data)
+        blobs.update(bundle.blobs)
+        blobs[digest] = data
+        self.record.graph = digest
+        self.record.inputs = bundle.inputs or self.record.inputs
+        self.graph = bundle.graph
+        requested = self.machine.cancel_requested
+        self.machine = _machine(self.record, bundle.graph)
+        self.machine.cancel_requested = requested
+        self.parameters = _parameters(bundle.graph)
+        self.changed = True
+        self.machine.start()
+
+    def node(self, node_id: int) -> Node:
+        """The node of that id."""
+        return self.machine.nodes[node_id]
+
+    def refresh(self) -> None:
+        """Bring status and counts of the record up to the machine's."""
+        counts = {str(status): n for status, n in self.machine.counts.items() if n}
+        status = self.machine.status
+        if counts != self.record.counts or status is not self.record.status:
+            self.record.counts = counts
+            self.changed = True
+            if not status.final:
+                self.record.status = status
+
+    @property
+    def over(self) -> bool:
+        """Whether every node has ended (a dispatch whose graph is unbuilt is not over)."""
+        if self.machine.open:
+            return False
+        return not (self.building and self.machine.status is Status.COMPLETED)
+
+    @property
+    def building(self) -> bool:
+        """Whether the graph is still being built in a worker."""
+        return BUILD_NODE in self.machine.nodes
+
+    def finish(self, now: float) -> None:
+        """Write status, result and error into the record."""
+        record, machine = self.record, self.machine
+        record.status = machine.status
+        record.ended_at = now
+        record.counts = {str(status): n for status, n in machine.counts.items() if n}
+        self.changed = True
+        if record.status is Status.COMPLETED:
+            head, where = self.graph.result[0], self.graph.result[1]
+            if head == "n":
+                record.result = machine.records[where].output
+            elif head == "p":
+                record.result = next(n.value for n in self.graph.nodes if n.id == where)
+            else:
+                record.result = self.graph.values.get(where) or ValueRef(where, 0)
+        elif record.status is Status.FAILED:
+            record.error = self.failure()
+
+    def failure(self) -> str:
+        """What failed, for people: task, node, the lattice line that called it, the traceback."""
+        failed = [
+            record
+            for record in self.machine.records.values()
+            if record.status is NodeStatus.FAILED
+        ]
+        parts = []
+        for record in failed[:_SHOWN_FAILURES]:
+            node = self.machine.nodes[record.node_id]
+            called = f", called at {node.line}" if node.line else ""
+            tries = f" after {record.attempt} attempts" if record.attempt > 1 else ""
+            parts.append(
+                f"Task {node.name} (node {node.id}{called}) failed{tries}: {record.reason}\n"
+                f"{(record.error or '').rstrip()}"
+            )
+        if len(failed) > _SHOWN_FAILURES:
+            parts.append(f"… and {len(failed) - _SHOWN_FAILURES} more tasks failed.")
+        return "\n\n".join(parts)
+
+
+def _machine(record: DispatchRecord, graph: Graph) -> Machine:
+    lanes = [lane_name(policy.executor) for policy in graph.policies]
+    machine = Machine(record.dispatch_id, graph, lanes)
+    machine.cancel_requested = record.cancel_requested
+    return machine
+
+
+def _parameters(graph: Graph) -> dict[int, str]:
+    return {
+        node.id: node.value.digest
+        for node in graph.nodes
+        if node.kind == Kind.PARAMETER and node.value is not None
+    }
+
+
+def child_record(
+    parent: LiveDispatch, node_id: int, attempt: int, bundle: Bundle, now: float, owner: str
+) -> tuple[DispatchRecord, dict[str, bytes]]:
+    """The record and blobs of a sub-workflow's dispatch.
+
+    Its id follows from parent, node and attempt, so creating it twice after a crash is harmless.
+    """
+    assert bundle.graph is not None
+    data = bundle.graph.to_json()
+    graph = digest_bytes(data)
+    name = f"{parent.record.dispatch_id}:{node_id}:{attempt}"
+    options: dict[str, Any] = {
+        key: parent.record.options[key]
+        for key in ("defaults", "replacements", "python")
+        if key in parent.record.options
+    }
+    options["defaults"] = bundle.graph.metadata or options.get("defaults")
+    record = DispatchRecord(
+        dispatch_id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
+        name=bundle.graph.name,
+        root_id=parent.record.root_id,
+        parent_id=parent.record.dispatch_id,
+        parent_node=node_id,
+        depth=parent.record.depth + 1,
+        graph=graph,
+        lattice=bundle.lattice,
+        inputs=bundle.inputs,
+        created_at=now,
+        owner=owner,
+        options=options,
+    )
+    return record, {**bundle.blobs, graph: data}

@@ -1,0 +1,120 @@
+"""How arrays, tables and tensors are taken apart: numpy, pandas, torch.
+
+Every rule gets the loaded library as an argument, so none is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from .encoding import Chunk, Encoder, class_name
+
+__all__ = ["LIBRARIES"]
+
+_BLOCK: Final = 8 << 20
+
+
+def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] | None:
+    if isinstance(value, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(value)
+        data = np.where(mask, np.zeros((), value.dtype), value.data)
+        return encoder.record("masked", data, mask, value.fill_value)
+    if isinstance(value, np.ndarray):
+        return _array(encoder, np, value)
+    if package != "numpy":
+        return None
+    if isinstance(value, np.generic):
+        return encoder.record("scalar", np.asarray(value))
+    if isinstance(value, np.dtype):
+        return encoder.record("dtype", value.str, value.descr if value.names else None)
+    if isinstance(value, np.random.Generator):
+        return encoder.record("generator", value.bit_generator)
+    if isinstance(value, np.random.BitGenerator):
+        return encoder.record("bits", value.state)
+    if isinstance(value, np.random.RandomState):
+        return encoder.record("random", value.get_state(legacy=False))
+    if isinstance(value, np.ufunc):
+        return encoder.record("ufunc", value.__name__)
+    return None
+
+
+def _array(encoder: Encoder, np: Any, value: Any) -> list[Chunk]:
+    kind = "" if type(value) in (np.ndarray, np.memmap) else class_name(type(value))
+    head = ("array", kind, value.dtype.str, value.shape)
+    if value.dtype.names:
+        fields = [np.asarray(value[name]) for name in value.dtype.names]
+        return encoder.record("struct", head, value.dtype.names, fields)
+    if value.dtype.kind in "OT":
+        return encoder.record("objects", head, _strings(value.reshape(-1).tolist()))
+    chunks: list[Chunk] = [b"A", *encoder.row(head)]
+    if value.flags.c_contiguous or value.nbytes <= _BLOCK or value.ndim == 0:
+        blocks = [value]
+    else:
+        step = max(1, len(value) * _BLOCK // value.nbytes)
+        blocks = [value[start : start + step] for start in range(0, len(value), step)]
+    if value.nbytes:
+        chunks += (
+            memoryview(np.ascontiguousarray(block).view(np.ndarray).reshape(-1).view(np.uint8))
+            for block in blocks
+        )
+    return chunks
+
+
+def _strings(values: list[Any]) -> Any:
+    """A column of strings as lengths and one text, which is much faster than one by one."""
+    if set(map(type, values)) != {str}:
+        return values
+    return (list(map(len, values)), "".join(values))
+
+
+def _pandas(encoder: Encoder, pd: Any, value: Any, package: str) -> list[Chunk] | None:
+    if isinstance(value, pd.DataFrame):
+        columns = [value.iloc[:, number].array for number in range(value.shape[1])]
+        kind = class_name(type(value))
+        return encoder.record("frame", kind, dict(value.attrs), value.columns, value.index, columns)
+    if isinstance(value, pd.Series):
+        kind, attrs = class_name(type(value)), dict(value.attrs)
+        return encoder.record("series", kind, attrs, value.name, value.index, value.array)
+    if isinstance(value, pd.MultiIndex):
+        levels = [value.get_level_values(number) for number in range(value.nlevels)]
+        return encoder.record("levels", list(value.names), levels)
+    if isinstance(value, pd.RangeIndex):
+        return encoder.record("rows", value.name, value.start, value.stop, value.step)
+    if isinstance(value, pd.Index):
+        kind, step = class_name(type(value)), getattr(value, "freqstr", None)
+        return encoder.record("index", kind, value.name, step, value.array)
+    if not isinstance(value, pd.api.extensions.ExtensionArray):
+        return None
+    dtype = str(value.dtype)
+    if isinstance(value, pd.Categorical):
+        return encoder.record("categories", value.categories, bool(value.ordered), value.codes)
+    if hasattr(value, "asi8"):
+        return encoder.record("instants", dtype, value.asi8)
+    if type(value).__name__ in ("NumpyExtensionArray", "PandasArray"):
+        return encoder.record("column", value.to_numpy())
+    missing = value.isna()
+    numeric = getattr(value.dtype, "numpy_dtype", None)
+    if numeric is not None and numeric.kind in "biuf":
+        return encoder.record("nullable", dtype, value.to_numpy(numeric, na_value=0), missing)
+    filled = [
+        "" if gone else item for item, gone in zip(value.to_numpy(object), missing, strict=True)
+    ]
+    return encoder.record("column", dtype, _strings(filled), missing)
+
+
+def _torch(encoder: Encoder, torch: Any, value: Any, package: str) -> list[Chunk] | None:
+    if package == "torch" and isinstance(value, torch.dtype | torch.device):
+        return encoder.record("torch", str(value))
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    head = (class_name(type(value)), str(value.dtype), tuple(value.shape))
+    return encoder.record("tensor", head, memoryview(flat))
+
+
+LIBRARIES: Final[dict[str, Callable[[Encoder, Any, Any, str], list[Chunk] | None]]] = {
+    "numpy": _numpy,
+    "pandas": _pandas,
+    "torch": _torch,
+}

@@ -1,0 +1,267 @@
+"""Which type is encoded how: everything but exact scalars, exact containers and arrays."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import copyreg
+import dataclasses
+import datetime as dates
+import decimal
+import enum
+import fractions
+import functools
+import pathlib
+import re
+import sys
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
+from typing import Any, Final
+
+from .arrays import LIBRARIES
+from .encoding import Chunk, Encoder, Unstable, class_name
+from .files import File
+
+__all__ = ["HOOKS", "encode"]
+
+HOOKS: dict[type, Callable[[Any], Any]] = {}
+_CHECKED: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+
+
+def encode(encoder: Encoder, value: Any) -> list[Chunk]:
+    """The rule for anything but exact scalars and exact containers."""
+    kind = type(value)
+    rule = _EXACT.get(kind)
+    if rule is not None:
+        return rule(encoder, value)
+    named = _named(encoder, value)
+    if named is not None:
+        return named
+    for base in kind.__mro__:
+        if base in HOOKS:
+            return _answer(encoder, value, HOOKS[base])
+    if hasattr(kind, "__fingerprint__"):
+        return _answer(encoder, value, kind.__fingerprint__)
+    package = kind.__module__.partition(".")[0]
+    for name, library_rule in LIBRARIES.items():
+        module = sys.modules.get(name)
+        if module is not None:
+            found = library_rule(encoder, module, value, package)
+            if found is not None:
+                return found
+    for base, rule in _BASES:
+        if isinstance(value, base):
+            return rule(encoder, value)
+    for base in _PLAIN:
+        if isinstance(value, base):
+            return _subclass(encoder, value, base)
+    if isinstance(value, Iterator):
+        raise Unstable(f"an iterator ({class_name(kind)}) can be read only once")
+    return _instance(encoder, value, kind)
+
+
+def _answer(encoder: Encoder, value: Any, function: Callable[[Any], Any]) -> list[Chunk]:
+    try:
+        answer = function(value)
+    except Exception as error:
+        name = class_name(type(value))
+        raise Unstable(f"the fingerprint of a {name} raised {error!r:.200}") from error
+    if answer is None:
+        raise Unstable(f"a {class_name(type(value))} says it has no stable fingerprint")
+    if isinstance(value, File):
+        return encoder.record("file", answer)
+    return encoder.record("own", class_name(type(value)), answer)
+
+
+def _named(encoder: Encoder, value: Any) -> list[Chunk] | None:
+    """Functions, classes and modules of Python itself count by name; others need a hook."""
+    if isinstance(value, BuiltinFunctionType) and not isinstance(value.__self__, ModuleType | None):
+        return encoder.record("method", value.__self__, value.__name__)
+    if isinstance(value, MethodType):
+        return encoder.record("method", value.__self__, value.__func__)
+    if isinstance(value, ModuleType):
+        module, name = value.__name__, ""
+    elif isinstance(value, type | FunctionType | BuiltinFunctionType) or (
+        type(value) in (type(str.join), type(object.__init__))
+    ):
+        owner = getattr(value, "__objclass__", None)
+        module = getattr(owner or value, "__module__", None) or "builtins"
+        name = value.__qualname__
+    else:
+        return None
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return encoder.record("name", f"{module.partition('.')[0]}:{name}")
+    if any(base in HOOKS for base in type(value).__mro__):
+        return None
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    if "site-packages" in file or "dist-packages" in file:
+        return encoder.record("name", f"{module}:{name}")
+    raise Unstable(f"{module}.{name} is code, which is fingerprinted only where its source is")
+
+
+def _subclass(encoder: Encoder, value: Any, base: type) -> list[Chunk]:
+    """An instance of a subclass of a built-in: the built-in's content and the fields added."""
+    fields = _fields(value)
+    if isinstance(value, collections.defaultdict):
+        fields["default_factory"] = value.default_factory
+    return encoder.fields("subclass", type(value), fields, _PLAIN[base](value))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    kind = type(value)
+    found = dict(getattr(value, "__dict__", ()))
+    for owner in kind.__mro__:
+        slots = owner.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            if name.startswith("__") and not name.endswith("__"):
+                name = f"_{owner.__name__.lstrip('_')}{name}"
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    # What a cached property remembers follows from the rest.
+    cached = functools.cached_property
+    return {
+        name: item
+        for name, item in found.items()
+        if not isinstance(getattr(kind, name, None), cached)
+    }
+
+
+def _instance(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
+    attributes = getattr(kind, "__attrs_attrs__", None)
+    if attributes is not None:
+        names = [attribute.name for attribute in attributes]
+        fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        return encoder.fields("instance", kind, fields)
+    if dataclasses.is_dataclass(value):
+        return encoder.fields("instance", kind, _fields(value))
+    if hasattr(kind, "__pydantic_validator__"):
+        fields = _fields(value)
+        hidden = [
+            fields.pop(f"__pydantic_{name}__", None) for name in ("fields_set", "extra", "private")
+        ]
+        return encoder.fields("pydantic", kind, fields, *hidden)
+    return _reduced(encoder, value, kind)
+
+
+def _reduced(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
+    """The parts by which the object is pickled, encoded by the usual rules."""
+    try:
+        custom = copyreg.dispatch_table.get(kind)
+        parts = custom(value) if custom is not None else value.__reduce_ex__(4)
+    except Exception as error:
+        raise Unstable(f"a {class_name(kind)} cannot be taken apart: {error}") from error
+    if isinstance(parts, str):
+        return encoder.record("global", class_name(kind), parts)
+    call, arguments, state, items, pairs = (*parts, None, None, None)[:5]
+    own_state = getattr(kind, "__getstate__", None)
+    if (
+        getattr(call, "__name__", "") == "__newobj__"
+        and arguments == (kind,)
+        and own_state is getattr(object, "__getstate__", None)
+        and items is None
+        and pairs is None
+    ):
+        return encoder.fields("instance", kind, _fields(value))
+    if kind not in _CHECKED:
+        _CHECKED[kind] = ""  # the check itself comes back here
+        try:
+            _CHECKED[kind] = _check(value, kind)
+        except Unstable:
+            del _CHECKED[kind]  # a part is to blame, so the class is still to be checked
+            raise
+    if _CHECKED[kind]:
+        raise Unstable(_CHECKED[kind])
+    head = [class_name(kind), f"{call.__module__}:{getattr(call, '__qualname__', '')}"]
+    plain = [class_name(item) if item is kind else item for item in arguments]
+    content = [None if part is None else list(part) for part in (items, pairs)]
+    return encoder.record("reduced", head, plain, state, *content)
+
+
+def _check(value: Any, kind: type) -> str:
+    """Why two equal objects of a class would differ, or nothing; asked once per class."""
+    try:
+        twin = copy.deepcopy(value)
+        if Encoder(encode).run(value) == Encoder(encode).run(twin):
+            return ""
+    except Unstable:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the class's own code raises
+        return f"a {class_name(kind)} cannot be copied: {error}"
+    return f"a {class_name(kind)} and its copy are pickled differently; give it __fingerprint__()"
+
+
+def _date(encoder: Encoder, value: Any) -> list[Chunk]:
+    zone = getattr(value, "tzinfo", None)
+    naive = value.replace(tzinfo=None) if zone is not None else value
+    fold = getattr(value, "fold", 0)
+    return encoder.record(type(value).__name__, naive.isoformat(), fold, zone)
+
+
+Rule = Callable[[Encoder, Any], "list[Chunk]"]
+_EXACT: Final[dict[type, Rule]] = {
+    memoryview: lambda encoder, value: encoder.record(
+        "memory", value.format, value.shape, value.tobytes()
+    ),
+    decimal.Decimal: lambda encoder, value: encoder.record("decimal", str(value)),
+    fractions.Fraction: lambda encoder, value: encoder.record(
+        "fraction", value.numerator, value.denominator
+    ),
+    dates.datetime: _date,
+    dates.date: _date,
+    dates.time: _date,
+    dates.timedelta: lambda encoder, value: encoder.record(
+        "delta", value.days, value.seconds, value.microseconds
+    ),
+    dates.timezone: lambda encoder, value: encoder.record(
+        "zone", value.utcoffset(None), value.tzname(None)
+    ),
+    uuid.UUID: lambda encoder, value: encoder.record("uuid", value.bytes),
+    range: lambda encoder, value: encoder.record("range", value.start, value.stop, value.step),
+    slice: lambda encoder, value: encoder.record("slice", value.start, value.stop, value.step),
+    re.Pattern: lambda encoder, value: encoder.record("pattern", value.pattern, value.flags),
+    MappingProxyType: lambda encoder, value: encoder.record("proxy", dict(value)),
+    SimpleNamespace: lambda encoder, value: encoder.fields(
+        "namespace", SimpleNamespace, value.__dict__
+    ),
+    functools.partial: lambda encoder, value: encoder.record(
+        "partial", value.func, value.args, dict(sorted(value.keywords.items())), _fields(value)
+    ),
+}
+_PLAIN: Final[dict[type, Callable[[Any], Any]]] = {
+    dict: lambda value: dict(dict.items(value)),
+    list: lambda value: list(list.__iter__(value)),
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    str: lambda value: "".join(str.__iter__(value)),
+    bytes: lambda value: bytes(memoryview(value)),
+    bytearray: lambda value: bytearray(memoryview(value)),
+    int: int.__int__,
+    float: float.__float__,
+    complex: lambda value: complex(value.real, value.imag),
+}
+_BASES: Final[list[tuple[type, Rule]]] = [
+    (
+        enum.Enum,
+        lambda encoder, value: encoder.record(
+            "enum", class_name(type(value)), value.name, value.value
+        ),
+    ),
+    (
+        BaseException,
+        lambda encoder, value: encoder.fields("exception", type(value), _fields(value), value.args),
+    ),
+    (
+        pathlib.PurePath,
+        lambda encoder, value: encoder.record("path", type(value).__name__, str(value)),
+    ),
+]

@@ -1,0 +1,31 @@
+"""Files stay small enough to read in one sitting, and the core as a whole in an afternoon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.house.layout import CORE, ROOT
+
+FILE = 400
+CORE_TOTAL = 6_500
+TESTING_TOTAL = 1_500
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+SOURCES = sorted([*CORE.rglob("*.py"), *ROOT.glob("plugins/*/src/**/*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_read_in_one_sitting(path: Path) -> None:
+    assert lines(path) <= FILE, f"{path.relative_to(ROOT)} holds two meanings; split it by them"
+
+
+def test_the_core_is_read_in_an_afternoon() -> None:
+    kit = sum(lines(path) for path in (CORE / "testing").rglob("*.py"))
+    core = sum(lines(path) for path in CORE.rglob("*.py")) - kit
+    assert core <= CORE_TOTAL
+    assert kit <= TESTING_TOTAL
