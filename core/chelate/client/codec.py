@@ -17,7 +17,8 @@ from typing import Any
 
 import cloudpickle
 
-from chelate.errors import SerializationError, UserError
+from chelate.client.frames import current_line
+from chelate.errors import ForeignPlaceholderError, GraphError, SerializationError
 
 __all__ = [
     "ATOMS",
@@ -116,8 +117,15 @@ def load_value(data: bytes | memoryview) -> Any:
 def _dump(pickler: type[cloudpickle.Pickler], value: Any, what: str) -> bytes:
     try:
         return _attempt(pickler, value)
-    except UserError:
+    except ForeignPlaceholderError:
         raise
+    except GraphError as error:
+        line = current_line()
+        raise GraphError(
+            f"{what} is of type {_type_name(value)} and holds the output of a task in a place "
+            f"where it cannot be filled in{f' ({line})' if line else ''}. Pass the output to an "
+            f"electron as an argument of its own, or in a list, tuple, dict, set or named tuple."
+        ) from error
     except Exception as error:
         where, part, cause = _blame(pickler, value, error)
         named = f"its {where}, of type {_type_name(part)}," if where else "it"

@@ -8,7 +8,7 @@ from types import CodeType, FrameType, TracebackType
 
 __all__ = ["LineFinder", "current_line", "is_own", "raising_line"]
 
-_HERE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+_HERE = __file__.removesuffix(os.path.join("client", "frames.py"))  # noqa: PTH118
 
 
 def is_own(filename: str) -> bool:

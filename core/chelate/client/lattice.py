@@ -48,7 +48,7 @@ class Lattice:
         check_plain(function, "lattice")
         functools.update_wrapper(self, function)
         self.workflow_function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.options = options or Options()
         self.inherited = Options()
         self.triggers = triggers

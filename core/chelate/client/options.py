@@ -69,15 +69,8 @@ class Options:
 
     def over(self, base: Options) -> Options:
         """These options, with what they leave unsaid taken from ``base``."""
-        return replace(
-            self,
-            executor=self.executor or base.executor,
-            workflow_executor=self.workflow_executor or base.workflow_executor,
-            retries=self.retries or base.retries,
-            timeout=base.timeout if self.timeout is None else self.timeout,
-            resources=self.resources or base.resources,
-            reuse=base.reuse if self.reuse is None else self.reuse,
-        )
+        said = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+        return replace(base, **said)
 
     def policy(self) -> TaskPolicy:
         """How the kernel is to treat a task with these options."""
@@ -117,14 +110,13 @@ class Options:
         """
         data = data or {}
         try:
-            executors = {
-                key: ExecutorRef.from_json(data[key])
-                for key in ("executor", "workflow_executor")
-                if data.get(key) is not None
-            }
+            executor, workflow_executor = data.get("executor"), data.get("workflow_executor")
             retries, resources = data.get("retries"), data.get("resources")
             return cls(
-                **executors,
+                executor=None if executor is None else ExecutorRef.from_json(executor),
+                workflow_executor=(
+                    None if workflow_executor is None else ExecutorRef.from_json(workflow_executor)
+                ),
                 retries=None if retries is None else Retry(**retries),
                 timeout=data.get("timeout"),
                 resources=None if resources is None else Resources(**resources),
@@ -134,6 +126,7 @@ class Options:
             raise ConfigError(f"These defaults cannot be read ({error!r}): {data!r}.") from error
 
 
+_FIELDS = tuple(Options.__dataclass_fields__)
 _LOCAL = ExecutorRef("local")
 BUILTIN = Options(executor=_LOCAL, workflow_executor=_LOCAL)
 

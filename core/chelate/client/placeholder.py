@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
 
 from chelate.client.frames import current_line
-from chelate.errors import GraphError
+from chelate.errors import ForeignPlaceholderError, GraphError
 
 __all__ = ["CALL", "Placeholder", "Recorder", "StarredPart", "make_placeholder", "state_of"]
 
@@ -29,6 +29,9 @@ class Recorder(Protocol):
 
     def check_active(self) -> None:
         """Raises ForeignPlaceholderError unless this build is the one going on here."""
+
+    def foreign(self) -> ForeignPlaceholderError:
+        """The error to raise when a placeholder of this build turns up elsewhere."""
 
     def label(self, node_id: int) -> str:
         """The task that a node's output goes back to, for names and messages."""
@@ -123,9 +126,8 @@ class Placeholder:
         return _operate(self, "__round__", builtins.round, self, *digits)
 
     def __eq__(self, other: object) -> bool:
-        if self is other:  # sets and dicts compare what they hold
-            return True
-        _refuse(self, "compares", _COMPARE)
+        # Sets and dicts compare what they hold.
+        return True if self is other else _refuse(self, "compares", _COMPARE)
 
     def __ne__(self, other: object) -> bool:
         _refuse(self, "compares", _COMPARE)

@@ -97,7 +97,8 @@ class Placing(ABC):
         busy = bool(link.outstanding)
         if not link.ready or link.leaving or link.wide or link.devices or link.messages >= 2:
             return False
-        if not busy and not self._free:
+        stalled = busy and self.loop.time() - link.progress > STALLED
+        if stalled or not (busy or self._free):
             return False
         share = -(-len(self._narrow) // len(self._links))
         batch: list[Record] = []

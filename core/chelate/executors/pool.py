@@ -68,7 +68,7 @@ class Pool(Placing):
             self.loop.call_later(UNANSWERED, self._unanswered, link, sequences)
 
     def _received(self, link: Link, frames: list[Frame]) -> None:
-        link.progress = self.loop.time()
+        now = self.loop.time()
         for frame in frames:
             if frame.flags & NEWS:
                 self._news(link, frame.meta)
@@ -76,6 +76,7 @@ class Pool(Placing):
             record = self._gone(link, frame.sequence)
             if record is None:
                 continue
+            link.progress = now
             record.outcome = outcome_of(record.task.key, frame)
             spent = max(frame.ended - frame.started, LEAST_COST)
             known = self._costs.get(record.function)

@@ -14,58 +14,34 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from chelate.bundle import Bundle
-from chelate.contracts.executor import Capabilities, Executor, Job, JobHandle, Limits, Outcome
+from chelate.contracts.executor import Job, JobHandle
 from chelate.contracts.store import CancelRequest, Commit, ResultStore
 from chelate.errors import (
     ChelateError,
     GraphError,
     MachineError,
     OwnershipLostError,
-    RejectedError,
     StoreError,
     StoreUnavailableError,
 )
 from chelate.graph import Graph
 from chelate.kernel import events as ev
-from chelate.kernel.jobs import make_job, settle
+from chelate.kernel.intake import Intake
+from chelate.kernel.jobs import make_job
 from chelate.kernel.keys import split_key
-from chelate.kernel.lanes import Lane, LaneReport
-from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record, lane_ref
+from chelate.kernel.lane_report import LaneReport
+from chelate.kernel.lane_table import LaneTable, Orders
+from chelate.kernel.live import LiveDispatch
 from chelate.kernel.plugins import Plugins
-from chelate.model import FINAL, DispatchRecord, NodeRecord, NodeStatus, Reason
+from chelate.model import FINAL, DispatchRecord, NodeRecord, NodeStatus
 from chelate.settings import Settings
 
 __all__ = ["Engine"]
 
 _LOG = logging.getLogger("chelate.engine")
-_IN_FLIGHT = frozenset(
-    {NodeStatus.SUBMITTING, NodeStatus.SUBMITTED, NodeStatus.RUNNING, NodeStatus.CANCELLING}
-)
 _ADOPT_EVERY = 1.0
-
-
-@dataclass(slots=True)
-class _LaneState:
-    """A lane as the engine sees it. ``limits`` is None until its executor is open."""
-
-    lane: Lane
-    limits: Limits | None = None
-    capabilities: Capabilities = Capabilities()
-    failed: str | None = None
-    trouble: str | None = None
-    flying: set[tuple[str, int]] = field(default_factory=set)
-
-    @property
-    def room(self) -> int:
-        if self.failed is not None:
-            return 1 << 30
-        return 0 if self.limits is None else self.limits.max_in_flight - len(self.flying)
 
 
 class Engine:
@@ -78,7 +54,7 @@ class Engine:
         self.kernel_id = ""
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._live: dict[str, LiveDispatch] = {}
-        self._lanes: dict[str, _LaneState] = {}
+        self._lanes = LaneTable(plugins, settings, self._inbox.put)
         self._timers: list[tuple[float, int, str, ev.Event]] = []
         self._tick = itertools.count()
         self._seen = 0
@@ -88,7 +64,6 @@ class Engine:
         self._ended = threading.Condition()
         self._running: set[str] = set()  # guarded by _ended
         self._broken: dict[str, str] = {}  # guarded by _ended
-        self._kept: dict[str, dict[int, NodeRecord]] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="chelate-kernel", daemon=True)
 
@@ -138,18 +113,14 @@ class Engine:
 
     def logs(self, record: NodeRecord, stream: str, offset: int, limit: int) -> bytes:
         """Output of a running task, straight from its executor; empty when not reachable."""
-        state = self._lanes.get(record.executor or "")
-        if state is None or record.handle is None:
+        lane = self._lanes.find(record.executor or "")
+        if lane is None or record.handle is None:
             return b""
-        return state.lane.logs(JobHandle.from_json(record.handle), stream, offset, limit)
+        return lane.logs(JobHandle.from_json(record.handle), stream, offset, limit)
 
     def troubles(self) -> dict[str, str]:
         """Lane name → why its executor does not work at present."""
-        return {
-            name: text
-            for name, state in self._lanes.items()
-            if (text := state.failed or state.trouble) is not None
-        }
+        return self._lanes.troubles()
 
     def stop(self, timeout: float = 10.0) -> None:
         """Let go: stored dispatches are taken up again by the next kernel on this store."""
@@ -157,8 +128,7 @@ class Engine:
         self._inbox.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
-        for state in list(self._lanes.values()):
-            state.lane.close(timeout)
+        self._lanes.close(timeout)
         with self._ended:
             self._ended.notify_all()
 
@@ -193,13 +163,12 @@ class Engine:
         return items
 
     def _turn(self, items: list[Any]) -> None:
-        blobs: dict[str, bytes] = {}
+        intake = Intake(self.store, self.kernel_id, self.settings.max_depth)
         events: dict[str, list[ev.Event]] = {}
-        settled: dict[str, list[str]] = {}
-        created: list[LiveDispatch] = []
+        orders = Orders()
         for item in items:
             if isinstance(item, LaneReport):
-                self._on_report(item, events, blobs, settled, created)
+                self._on_report(item, events, intake, orders)
             elif item is None:
                 self._look_due = self._adopt_due = 0.0
             else:
@@ -208,9 +177,8 @@ class Engine:
         self._look_around(events)
         for dispatch_id, facts in events.items():
             self._apply(dispatch_id, facts)
-        self._decide_and_store(blobs, created)
-        for name, keys in settled.items():
-            self._lanes[name].lane.release(keys)
+        self._decide_and_store(intake, orders)
+        self._lanes.carry_out(orders)
 
     def _begin(self, record: DispatchRecord, graph: Graph) -> None:
         live = LiveDispatch.of(record, graph)
@@ -230,8 +198,7 @@ class Engine:
 
     def _set_aside(self, dispatch_id: str, why: str) -> None:
         self._live.pop(dispatch_id, None)
-        for state in self._lanes.values():
-            state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
+        self._lanes.forget(dispatch_id)
         with self._ended:
             self._broken[dispatch_id] = why
             self._running.discard(dispatch_id)
@@ -257,93 +224,19 @@ class Engine:
         self,
         report: LaneReport,
         events: dict[str, list[ev.Event]],
-        blobs: dict[str, bytes],
-        settled: dict[str, list[str]],
-        created: list[LiveDispatch],
+        intake: Intake,
+        orders: Orders,
     ) -> None:
-        state = self._lanes[report.lane]
-        if report.opened is not None:
-            state.limits, state.capabilities = report.opened
-        state.failed = report.failed or state.failed
-        state.trouble = report.trouble
+        self._lanes.note(report)
         for dispatch_id, event in report.events:
             events.setdefault(dispatch_id, []).append(event)
         for outcome in report.outcomes:
             dispatch_id, node, attempt = split_key(outcome.key)
-            settled.setdefault(report.lane, []).append(outcome.key)
+            orders.release.setdefault(report.lane, []).append(outcome.key)
             live = self._live.get(dispatch_id)
-            if live is None:
-                continue
-            event = self._settle(live, outcome, node, attempt, blobs, created)
-            events.setdefault(dispatch_id, []).append(event)
-
-    def _settle(
-        self,
-        live: LiveDispatch,
-        outcome: Outcome,
-        node: int,
-        attempt: int,
-        blobs: dict[str, bytes],
-        created: list[LiveDispatch],
-    ) -> ev.Event:
-        try:
-            if not (outcome.ok and outcome.graph):
-                return settle(outcome, node, attempt, self.store, blobs)
-            return self._on_built(live, outcome, node, attempt, blobs, created)
-        except (OSError, StoreError, GraphError) as error:
-            return ev.Ended(
-                node,
-                attempt,
-                False,
-                reason=Reason.RESULT_CORRUPT,
-                error=f"The task ended, but its result could not be stored: {error}",
-            )
-
-    def _on_built(
-        self,
-        live: LiveDispatch,
-        outcome: Outcome,
-        node: int,
-        attempt: int,
-        blobs: dict[str, bytes],
-        created: list[LiveDispatch],
-    ) -> ev.Event:
-        payload = outcome.payload
-        data = payload.read_bytes() if isinstance(payload, Path) else payload or b""
-        bundle = Bundle.from_bytes(data)
-        record = live.machine.records.get(node)
-        ended = ev.Ended(
-            node, attempt, True, started_at=outcome.started_at, ended_at=outcome.ended_at
-        )
-        if record is None or record.attempt != attempt or record.cancel_requested:
-            return ended
-        if node == BUILD_NODE:
-            live.machine.handle([ended], time.time())
-            self._store_now(live)
-            live.replace_graph(bundle, blobs)
-            return ended
-        if live.record.depth + 1 > self.settings.max_depth:
-            limit = self.settings.max_depth
-            return ev.Ended(
-                node,
-                attempt,
-                False,
-                reason=Reason.DEPTH,
-                error=f"Sub-workflow {live.node(node).name} would be nested more than {limit} "
-                "deep. Look for a recursion without an end, or raise the setting max_depth.",
-            )
-        child, child_blobs = child_record(
-            live, node, attempt, bundle, time.time(), self.kernel_id
-        )
-        blobs.update(child_blobs)
-        assert bundle.graph is not None
-        created.append(LiveDispatch.of(child, bundle.graph))
-        return ev.Built(node, attempt, child.dispatch_id)
-
-    def _store_now(self, live: LiveDispatch) -> None:
-        """Keep the changed rows of a machine that is about to be replaced."""
-        changed, _ = live.machine.drain()
-        self._kept.setdefault(live.record.dispatch_id, {}).update({r.node_id: r for r in changed})
+            if live is not None:
+                event = intake.event(live, outcome, node, attempt)
+                events.setdefault(dispatch_id, []).append(event)
 
     def _fire_timers(self, events: dict[str, list[ev.Event]]) -> None:
         now = time.monotonic()
@@ -413,28 +306,25 @@ class Engine:
 
     # -- deciding and storing -----------------------------------------------------------------
 
-    def _decide_and_store(self, blobs: dict[str, bytes], created: list[LiveDispatch]) -> None:
-        changed: dict[str, dict[int, NodeRecord]] = self._kept
-        self._kept = {}
+    def _decide_and_store(self, intake: Intake, orders: Orders) -> None:
+        changed = intake.kept
         effects: list[tuple[LiveDispatch, ev.Effect]] = []
         over: list[LiveDispatch] = []
-        new_ids = {live.record.dispatch_id for live in created}
+        new_ids = {live.record.dispatch_id for live in intake.created}
+        for live in intake.created:
+            self._live[live.record.dispatch_id] = live
+            live.begin(time.time())
+            live.machine.start()
         while True:
-            for live in created:
-                if live.record.dispatch_id not in self._live:
-                    self._live[live.record.dispatch_id] = live
-                    live.begin(time.time())
-                    live.machine.start()
             self._settle_down(changed, effects, over)
-            rows = [live.record for live in self._live.values() if live.changed]
-            rows += [live.record for live in over]
+            rows = [live.record for live in [*self._live.values(), *over] if live.changed]
             commit = Commit(
-                blobs=blobs,
+                blobs=intake.blobs,
                 nodes={key: list(records.values()) for key, records in changed.items()},
                 dispatches=[row for row in rows if row.dispatch_id not in new_ids],
                 created=[row for row in rows if row.dispatch_id in new_ids],
             )
-            if not (commit.nodes or commit.dispatches or commit.created):
+            if not (commit.nodes or rows):
                 break
             requests = self._commit(commit, changed)
             if not requests:
@@ -443,7 +333,7 @@ class Engine:
         for live in self._live.values():
             live.changed = False
         self._tell(changed, over)
-        self._act(effects)
+        self._order(effects, orders)
 
     def _settle_down(
         self,
@@ -455,12 +345,12 @@ class Engine:
         moving = True
         while moving:
             moving = False
-            self._take()
+            self._lanes.take(list(self._live.values()))
             for live in list(self._live.values()):
                 records, orders = live.machine.drain()
                 if records:
                     moving = True
-                    self._count(live, records)
+                    self._lanes.count(live.record.dispatch_id, records)
                     changed.setdefault(live.record.dispatch_id, {}).update(
                         {record.node_id: record for record in records}
                     )
@@ -474,29 +364,6 @@ class Engine:
                 if live.over:
                     moving = True
                     self._end(live, over)
-
-    def _take(self) -> None:
-        """Give ready nodes to lanes that have room, dispatch by dispatch."""
-        for live in list(self._live.values()):
-            for name in list(live.machine.ready):
-                if not live.machine.ready[name]:
-                    del live.machine.ready[name]
-                    continue
-                state = self._lanes.get(name) or self._open_lane(name)
-                if state.room <= 0:
-                    continue
-                taken = live.machine.take(name, state.room)
-                state.flying.update((live.record.dispatch_id, node) for node in taken)
-
-    def _count(self, live: LiveDispatch, records: list[NodeRecord]) -> None:
-        for record in records:
-            state = self._lanes.get(record.executor or "")
-            if state is not None:
-                entry = (live.record.dispatch_id, record.node_id)
-                if record.status in _IN_FLIGHT:
-                    state.flying.add(entry)
-                else:
-                    state.flying.discard(entry)
 
     def _cancel_child(
         self,
@@ -569,39 +436,23 @@ class Engine:
             for live in over:
                 hooks.dispatch_changed(live.record)
 
-    def _act(self, effects: list[tuple[LiveDispatch, ev.Effect]]) -> None:
-        jobs: dict[str, list[Job]] = {}
-        watch: dict[str, list[JobHandle]] = {}
-        look_up: dict[str, list[str]] = {}
-        cancel: dict[str, list[str]] = {}
+    def _order(self, effects: list[tuple[LiveDispatch, ev.Effect]], orders: Orders) -> None:
+        """Turn effects into orders for the lanes; what was cancelled meanwhile is not sent."""
         for live, effect in effects:
             if isinstance(effect, ev.StartTimer):
                 due = time.monotonic() + effect.seconds
                 entry = (due, next(self._tick), live.record.dispatch_id, effect.event)
                 heapq.heappush(self._timers, entry)
-                continue
-            if isinstance(effect, ev.CancelChild):
+            elif isinstance(effect, ev.CancelChild):
                 self.store.request_cancel(effect.child_id, None)
-                continue
-            record = live.machine.records[effect.node]
-            name = record.executor or ""
-            if isinstance(effect, ev.Run):
+            elif isinstance(effect, ev.Run):
                 if live.machine.sent(effect.node):
-                    jobs.setdefault(name, []).append(self._job(live, record))
-            elif isinstance(effect, ev.LookUp):
-                look_up.setdefault(name, []).append(record.key or "")
-            elif record.handle is not None and isinstance(effect, ev.Watch):
-                watch.setdefault(name, []).append(JobHandle.from_json(record.handle))
-            elif record.handle is not None:
-                cancel.setdefault(name, []).append(str(record.handle["key"]))
-        for name, batch in jobs.items():
-            self._run(name, batch)
-        for name, handles in watch.items():
-            self._lane(name).lane.watch(handles)
-        for name, keys in look_up.items():
-            self._lane(name).lane.look_up(keys)
-        for name, keys in cancel.items():
-            self._lane(name).lane.cancel(keys)
+                    record = live.machine.records[effect.node]
+                    orders.jobs.setdefault(record.executor or "", []).append(
+                        self._job(live, record)
+                    )
+            else:
+                orders.add(effect, live.machine.records[effect.node])
 
     def _job(self, live: LiveDispatch, record: NodeRecord) -> Job:
         return make_job(
@@ -614,36 +465,3 @@ class Engine:
             self.store,
             lambda: record.cancel_requested,
         )
-
-    def _run(self, name: str, jobs: list[Job]) -> None:
-        state = self._lane(name)
-        refusal = state.failed and (Reason.PLUGIN, state.failed)
-        if not refusal and self.plugins.hooks.implemented("before_run"):
-            try:
-                self.plugins.hooks.before_run(lane_ref(name), jobs)
-            except RejectedError as error:
-                refusal = (Reason.INVALID_SPEC, str(error))
-        if not refusal:
-            state.lane.run(jobs)
-            return
-        report = LaneReport(name)
-        for job in jobs:
-            for task in job.tasks:
-                refused = ev.Refused(task.node_id, task.attempt, *refusal)
-                report.events.append((task.dispatch_id, refused))
-        self._inbox.put(report)
-
-    def _lane(self, name: str) -> _LaneState:
-        return self._lanes.get(name) or self._open_lane(name)
-
-    def _open_lane(self, name: str) -> _LaneState:
-        ref = lane_ref(name)
-
-        def make() -> Executor:
-            options = {**self.settings.executors.get(ref.name, {}), **ref.options}
-            return self.plugins.executor(ref.name)(**options)
-
-        state = _LaneState(Lane(name, make, self._inbox.put))
-        self._lanes[name] = state
-        state.lane.start()
-        return state

@@ -1,8 +1,7 @@
 """A lane: one thread with one event loop around one executor instance.
 
-The lane owns cadence (batches, poll intervals, back-off), the look-up of unknown submissions,
-the repetition of cancels and the rules for absent jobs. It never touches the store's rows; it
-tells the engine what it saw. A plugin that blocks or hangs delays nobody but its own lane.
+A plugin that blocks or hangs delays nobody but its own lane. Commands may come from any thread
+and at any moment, also before the executor has been made.
 """
 
 from __future__ import annotations
@@ -10,67 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-from chelate.contracts.executor import (
-    Accepted,
-    Capabilities,
-    Deferred,
-    Executor,
-    Job,
-    JobHandle,
-    JobState,
-    Limits,
-    Outcome,
-    PollReport,
-    Rejected,
-    Unknown,
-)
-from chelate.errors import AuthenticationError, PluginContractError, TransientError, UserError
-from chelate.kernel import events as ev
-from chelate.kernel.keys import split_key
-from chelate.model import Reason
+from chelate.contracts.executor import Executor, Job, JobHandle
+from chelate.errors import AuthenticationError, TransientError
+from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.lane_work import LaneWork
 
-__all__ = ["Lane", "LaneReport"]
+__all__ = ["Lane"]
 
 _LOG = logging.getLogger("chelate.lanes")
-_ABSENT_POLLS = 3
-_CANCEL_FIRST = 1.0
-_CANCEL_LAST = 60.0
-
-
-@dataclass(slots=True)
-class LaneReport:
-    """What a lane tells the engine in one go."""
-
-    lane: str
-    events: list[tuple[str, ev.Event]] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
-    opened: tuple[Limits, Capabilities] | None = None
-    failed: str | None = None  # the executor cannot be made: a sentence
-    trouble: str | None = None  # it cannot be reached at present: a sentence
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A job between acceptance and release."""
-
-    handle: JobHandle
-    adopted: bool = False
-    running: bool = False
-    absent: int = 0
-    absent_since: float = 0.0
-
-
-@dataclass(slots=True)
-class _Stop:
-    """A cancel that goes on until the job is gone."""
-
-    tries: int = 0
-    due: float = 0.0
 
 
 class Lane:
@@ -92,50 +40,45 @@ class Lane:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, name=f"chelate-lane-{name}", daemon=True)
         self._executor: Executor | None = None
-        self._limits = Limits()
-        self._capabilities = Capabilities()
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._jobs: list[Job] = []
-        self._flights: dict[str, _Flight] = {}
-        self._lookups: dict[str, float] = {}  # key → moment of the first successful look-up
-        self._stops: dict[str, _Stop] = {}
-        self._ended: dict[str, JobHandle] = {}
-        self._releases: list[str] = []
-        self._changed = 0.0
-        self._closing = False
-        self._calls: dict[asyncio.Task[Any], float] = {}
-
-    # -- from other threads -------------------------------------------------------------------
+        self._work: LaneWork | None = None
+        self._early: list[Callable[[LaneWork], None]] = []
+        self._closing: asyncio.Event
 
     def start(self) -> None:
         """Start the thread; the executor is made and opened in it."""
         self._thread.start()
         self._ready.wait()
 
-    def _post(self, action: Callable[[], None]) -> None:
+    def _post(self, command: Callable[[LaneWork], None]) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(action)
+            loop.call_soon_threadsafe(self._obey, command)
+
+    def _obey(self, command: Callable[[LaneWork], None]) -> None:
+        if self._work is None:
+            self._early.append(command)
+        else:
+            command(self._work)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Start jobs whose intent is committed."""
-        self._post(lambda: self._enqueue(jobs))
+        self._post(lambda work: work.enqueue(jobs))
 
     def watch(self, handles: Sequence[JobHandle]) -> None:
         """Poll jobs that an earlier kernel started."""
-        self._post(lambda: self._adopt(handles))
+        self._post(lambda work: work.adopt(handles))
 
     def look_up(self, keys: Sequence[str]) -> None:
         """Find out whether the backend has these keys."""
-        self._post(lambda: self._seek(keys))
+        self._post(lambda work: work.seek(keys))
 
     def cancel(self, keys: Sequence[str]) -> None:
         """Ask for jobs to stop until they are gone."""
-        self._post(lambda: self._stop(keys))
+        self._post(lambda work: work.stop(keys))
 
     def release(self, keys: Sequence[str]) -> None:
         """The outcomes of these keys are safely stored."""
-        self._post(lambda: self._let_go(keys))
+        self._post(lambda work: work.let_go(keys))
 
     def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Read a running job's output; blocks for at most the executor's call timeout.
@@ -143,431 +86,74 @@ class Lane:
         Raises:
             TimeoutError: the executor did not answer in time.
         """
-        if self._executor is None or self._loop is None:
+        executor, loop = self._executor, self._loop
+        if executor is None or loop is None or self._work is None:
             return b""
-        future = asyncio.run_coroutine_threadsafe(
-            self._executor.logs(handle, stream, offset, limit), self._loop
-        )
-        return future.result(self._limits.call_timeout)
+        call = executor.logs(handle, stream, offset, limit)
+        return asyncio.run_coroutine_threadsafe(call, loop).result(executor.limits.call_timeout)
 
     def close(self, timeout: float) -> None:
         """Close the executor (which ends no job that can outlive us) and stop the thread."""
-        self._post(self._begin_close)
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._begin_close)
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    # -- commands, in the lane's thread -------------------------------------------------------
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _enqueue(self, jobs: Sequence[Job]) -> None:
-        self._jobs.extend(jobs)
-        self._wake()
-
-    def _adopt(self, handles: Sequence[JobHandle]) -> None:
-        for handle in handles:
-            self._flights[handle.key] = _Flight(handle, adopted=True)
-        self._changed = time.monotonic()
-        self._wake()
-
-    def _seek(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._lookups.setdefault(key, 0.0)
-        self._wake()
-
-    def _stop(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._stops.setdefault(key, _Stop())
-        self._wake()
-
-    def _let_go(self, keys: Sequence[str]) -> None:
-        self._releases.extend(keys)
-        self._wake()
-
     def _begin_close(self) -> None:
-        self._closing = True
-        self._wake()
-        for task in list(self._calls):
-            task.cancel()
+        self._closing.set()
+        if self._work is not None:
+            self._work.begin_close()
 
-    # -- the loop -----------------------------------------------------------------------------
+    # -- in the lane's thread -----------------------------------------------------------------
 
     def _main(self) -> None:
         asyncio.run(self._live())
 
     async def _live(self) -> None:
+        self._closing = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._ready.set()
         try:
             self._executor = self._make()
+            opened = await self._open(self._executor)
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
-            self._report(LaneReport(self.name, failed=_sentence(error)))
+            self._report(LaneReport(self.name, failed=sentence(error)))
             return
-        self._limits, self._capabilities = self._executor.limits, self._executor.capabilities
-        if not await self._open():
-            return
-        self._report(LaneReport(self.name, opened=(self._limits, self._capabilities)))
-        parts = [self._runner, self._poller, self._seeker, self._stopper, self._watchdog]
-        tasks = [asyncio.ensure_future(self._forever(part)) for part in parts]
-        while not self._closing:
-            await self._pause(None)
+        if opened:
+            await self._drive(self._executor)
+
+    async def _open(self, executor: Executor) -> bool:
+        """Open the executor, for as long as it takes; False when it cannot be or we close."""
+        delay = 1.0
+        while not self._closing.is_set():
+            try:
+                await asyncio.wait_for(executor.open(), executor.limits.call_timeout)
+                return True
+            except AuthenticationError as error:
+                # Asking again with the same credentials can lock an account.
+                self._report(LaneReport(self.name, failed=sentence(error)))
+                return False
+            except (TransientError, OSError, asyncio.TimeoutError) as error:
+                self._report(LaneReport(self.name, trouble=sentence(error)))
+            try:
+                await asyncio.wait_for(self._closing.wait(), delay)
+            except asyncio.TimeoutError:
+                delay = min(delay * 2, 60.0)
+        return False
+
+    async def _drive(self, executor: Executor) -> None:
+        self._work = work = LaneWork(self.name, executor, self._report)
+        self._report(LaneReport(self.name, opened=(executor.limits, executor.capabilities)))
+        early, self._early = self._early, []
+        for command in early:
+            command(work)
+        tasks = [asyncio.ensure_future(work.forever(part)) for part in work.parts()]
+        await self._closing.wait()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
-            await asyncio.wait_for(self._executor.close(), self._limits.call_timeout)
+            await asyncio.wait_for(executor.close(), executor.limits.call_timeout)
         except BaseException as error:  # noqa: BLE001
-            _LOG.warning("Executor %s did not close cleanly: %s", self.name, _sentence(error))
-
-    async def _open(self) -> bool:
-        """Open the executor, for as long as it takes; False when it cannot be or we close."""
-        assert self._executor is not None
-        delay = 1.0
-        while not self._closing:
-            try:
-                await asyncio.wait_for(self._executor.open(), self._limits.call_timeout)
-                return True
-            except (TransientError, OSError, asyncio.TimeoutError) as error:
-                self._report(LaneReport(self.name, trouble=_sentence(error)))
-            except AuthenticationError as error:
-                # Asking again with the same credentials can lock an account.
-                self._report(LaneReport(self.name, failed=_sentence(error)))
-                return False
-            except BaseException as error:  # noqa: BLE001
-                self._report(LaneReport(self.name, failed=_sentence(error)))
-                return False
-            await self._pause(delay)
-            delay = min(delay * 2, 60.0)
-        return False
-
-    async def _pause(self, seconds: float | None) -> None:
-        """Wait until a command arrives or the time is over."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await asyncio.wait_for(waiter, seconds)
-        except asyncio.TimeoutError:
-            pass
-        finally:
-            self._waiters.discard(waiter)
-
-    async def _forever(self, part: Callable[[], Any]) -> None:
-        """Keep one part of the lane alive whatever the plugin raises."""
-        delay = 0.1
-        while not self._closing:
-            task = asyncio.ensure_future(part())
-            try:
-                await task
-                delay = 0.1
-            except asyncio.CancelledError:
-                if self._closing or not task.cancelled():
-                    task.cancel()
-                    raise
-                _LOG.warning("Executor %s: a call passed its deadline.", self.name)
-            except BaseException as error:  # noqa: BLE001
-                _LOG.warning("Executor %s: %s", self.name, _sentence(error), exc_info=error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 10.0)
-
-    async def _timed(self, call: Any) -> Any:
-        """Await one plugin call under the deadline."""
-        return await asyncio.wait_for(call, self._limits.call_timeout)
-
-    # -- running ------------------------------------------------------------------------------
-
-    async def _runner(self) -> None:
-        if not self._jobs:
-            await self._pause(None)
-            return
-        batch, self._jobs = (
-            self._jobs[: self._limits.run_batch],
-            self._jobs[self._limits.run_batch :],
-        )
-        await self._run_batch(batch)
-
-    async def _run_batch(self, batch: list[Job]) -> None:
-        assert self._executor is not None
-        open_jobs = {job.key: job for job in batch}
-        report = LaneReport(self.name)
-        task = asyncio.current_task()
-        assert task is not None
-        message = "The executor did not answer for this job."
-        try:
-            jobs = []
-            for job in batch:
-                if all(entry.cancel_requested for entry in job.tasks):
-                    open_jobs.pop(job.key)
-                    self._tell(report, job.key, ev.Deferred, "Cancelled before it was sent.")
-                else:
-                    jobs.append(job)
-            self._calls[task] = time.monotonic()
-            async for outcome in self._executor.run(jobs):
-                self._calls[task] = time.monotonic()
-                if getattr(outcome, "key", None) not in open_jobs:
-                    raise PluginContractError(f"run() answered for an unknown job: {outcome!r}")
-                del open_jobs[outcome.key]
-                self._on_run(report, outcome)
-                if len(report.events) >= 512:
-                    self._report(report)
-                    report = LaneReport(self.name)
-        except asyncio.CancelledError:
-            message = f"The executor did not answer within {self._limits.call_timeout:g} s."
-            if self._closing:
-                raise
-        except TransientError as error:
-            for key in open_jobs:
-                self._tell(report, key, ev.Deferred, _sentence(error))
-            open_jobs = {}
-            self._later(report, error.retry_after)
-        except BaseException as error:  # noqa: BLE001
-            message = _sentence(error)
-            _LOG.warning("Executor %s: run() raised: %s", self.name, message, exc_info=error)
-        finally:
-            self._calls.pop(task, None)
-        for key in open_jobs:
-            self._tell(report, key, ev.Unsure, message)
-        self._changed = time.monotonic()
-        if report.events:
-            self._report(report)
-        self._wake()
-
-    def _later(self, report: LaneReport, delay: float | None) -> None:
-        """Hold back a report of deferrals, so that the same jobs do not come straight back."""
-        events, report.events = report.events, []
-        held = LaneReport(self.name, events)
-        asyncio.get_running_loop().call_later(delay or 1.0, self._report, held)
-
-    def _on_run(self, report: LaneReport, outcome: Any) -> None:
-        key = outcome.key
-        if isinstance(outcome, Accepted):
-            handle = outcome.handle
-            self._flights[key] = _Flight(handle)
-            for task_key in handle.tasks or (key,):
-                dispatch_id, node, attempt = split_key(task_key)
-                report.events.append((dispatch_id, ev.Accepted(node, attempt, handle.to_json())))
-        elif isinstance(outcome, Rejected):
-            dispatch_id, node, attempt = split_key(key)
-            refused = ev.Refused(node, attempt, outcome.reason, outcome.message)
-            report.events.append((dispatch_id, refused))
-        elif isinstance(outcome, Deferred):
-            held = LaneReport(self.name)
-            self._tell(held, key, ev.Deferred, outcome.message)
-            self._later(held, outcome.delay)
-        elif isinstance(outcome, Unknown):
-            self._tell(report, key, ev.Unsure, outcome.message)
-        else:
-            raise PluginContractError(f"run() yielded {outcome!r}, which is no outcome.")
-
-    @staticmethod
-    def _tell(report: LaneReport, key: str, kind: Callable[..., ev.Event], *values: Any) -> None:
-        dispatch_id, node, attempt = split_key(key)
-        report.events.append((dispatch_id, kind(node, attempt, *values)))
-
-    # -- polling ------------------------------------------------------------------------------
-
-    async def _poller(self) -> None:
-        if self._releases:
-            await self._release()
-        if not self._flights:
-            await self._pause(None)
-            return
-        assert self._executor is not None
-        handles = [flight.handle for flight in self._flights.values()]
-        for start in range(0, len(handles), self._limits.poll_batch):
-            batch = handles[start : start + self._limits.poll_batch]
-            report = await self._timed(self._executor.poll(batch))
-            if not isinstance(report, PollReport):
-                raise PluginContractError(f"poll() returned {report!r}, not a PollReport.")
-            await self._digest(batch, report)
-        if self._capabilities.push and self._limits.poll_min <= 0:
-            # poll() itself waits; give way once, so that a plugin that does not cannot spin us.
-            await asyncio.sleep(0)
-            return
-        quiet = time.monotonic() - self._changed
-        interval = min(self._limits.poll_max, max(self._limits.poll_min, quiet / 2))
-        wakes = time.monotonic() + interval
-        while (left := wakes - time.monotonic()) > 0 and not self._closing:
-            await self._pause(left)
-            if self._releases:
-                await self._release()
-
-    async def _release(self) -> None:
-        assert self._executor is not None
-        keys, self._releases = self._releases, []
-        handles = [handle for key in keys if (handle := self._ended.pop(key, None))]
-        if handles:
-            await self._timed(self._executor.release(handles))
-
-    async def _digest(self, handles: list[JobHandle], report: PollReport) -> None:
-        told = LaneReport(self.name, trouble=report.errors[0] if report.errors else None)
-        ended: list[JobHandle] = []
-        now = time.monotonic()
-        for handle in handles:
-            flight = self._flights.get(handle.key)
-            if flight is None:
-                continue
-            seen = report.seen.get(handle.key)
-            if seen is None:
-                if handle.key in report.covered:
-                    self._absent(told, flight, now)
-                continue
-            flight.absent = 0
-            if seen.state is JobState.RUNNING and not flight.running:
-                flight.running = True
-                for key in handle.tasks or (handle.key,):
-                    self._tell(told, key, ev.Started, seen.started_at or time.time())
-            elif seen.state is JobState.ENDED:
-                ended.append(handle)
-            elif seen.state is JobState.KILLED:
-                self._lost(told, flight, seen.reason or Reason.UNKNOWN, seen.message)
-        if told.events or ended:
-            self._changed = now
-        if ended:
-            await self._collect(told, ended)
-        if told.events or told.outcomes or told.trouble:
-            self._report(told)
-
-    def _absent(self, told: LaneReport, flight: _Flight, now: float) -> None:
-        flight.absent += 1
-        if flight.absent == 1:
-            flight.absent_since = now
-        grace = self._limits.absent_grace
-        if grace > 0 and (flight.absent < _ABSENT_POLLS or now - flight.absent_since < grace):
-            return
-        if flight.adopted and not self._capabilities.detached:
-            message = "The process that ran this task is gone."
-        else:
-            message = "The backend no longer knows this job, and it left no result."
-        self._lost(told, flight, Reason.LOST, message)
-
-    def _lost(self, told: LaneReport, flight: _Flight, reason: Reason, message: str) -> None:
-        handle = flight.handle
-        del self._flights[handle.key]
-        self._stops.pop(handle.key, None)
-        self._ended[handle.key] = handle
-        self._releases.append(handle.key)
-        # The death of the kernel took the job with it; that is nobody's failure.
-        counted = not (
-            flight.adopted and not self._capabilities.detached and reason is Reason.LOST
-        )
-        for key in handle.tasks or (handle.key,):
-            self._tell(told, key, ev.Gone, reason, message, counted)
-
-    async def _collect(self, told: LaneReport, ended: list[JobHandle]) -> None:
-        assert self._executor is not None
-        wanted = {key: handle for handle in ended for key in handle.tasks or (handle.key,)}
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls[task] = time.monotonic()
-        try:
-            async for outcome in self._executor.collect(ended):
-                self._calls[task] = time.monotonic()
-                if not isinstance(outcome, Outcome) or outcome.key not in wanted:
-                    raise PluginContractError(f"collect() yielded {outcome!r:.200}.")
-                del wanted[outcome.key]
-                told.outcomes.append(outcome)
-        finally:
-            self._calls.pop(task, None)
-            missing = {handle.key for handle in wanted.values()}
-            for handle in ended:
-                if handle.key not in missing:
-                    self._flights.pop(handle.key, None)
-                    self._stops.pop(handle.key, None)
-                    self._ended[handle.key] = handle
-
-    # -- looking up ---------------------------------------------------------------------------
-
-    async def _seeker(self) -> None:
-        if not self._lookups:
-            await self._pause(None)
-            return
-        assert self._executor is not None
-        told = LaneReport(self.name)
-        keys = list(self._lookups)
-        if not self._capabilities.find:
-            self._lookups.clear()
-            for key in keys:
-                if self._capabilities.idempotent:
-                    self._tell(told, key, ev.NotFound, True)
-                else:
-                    text = f"Executor {self.name} cannot say whether the task ever started."
-                    self._tell(told, key, ev.Unanswerable, text)
-            self._report(told)
-            return
-        found = await self._timed(self._executor.find(keys))
-        now = time.monotonic()
-        for key in keys:
-            handles = found.get(key) or ()
-            if handles:
-                self._lookups.pop(key, None)
-                self._flights[key] = _Flight(handles[0], adopted=True)
-                for task_key in handles[0].tasks or (key,):
-                    self._tell(told, task_key, ev.Accepted, handles[0].to_json())
-                self._stop_copies(handles[1:])
-                continue
-            since = self._lookups.get(key) or now
-            self._lookups[key] = since
-            # A listing may lag behind a submission: only a later second look is certain.
-            if now - since >= self._limits.find_grace:
-                self._lookups.pop(key, None)
-                self._tell(told, key, ev.NotFound, self._capabilities.idempotent)
-        if told.events:
-            self._changed = now
-            self._report(told)
-        if self._lookups:
-            await self._pause(max(0.05, self._limits.find_grace / 3))
-
-    def _stop_copies(self, copies: Sequence[JobHandle]) -> None:
-        assert self._executor is not None
-        if copies:
-            _LOG.warning("Executor %s: %d copies of one job are cancelled.", self.name, len(copies))
-            asyncio.ensure_future(self._executor.cancel(list(copies), force=True))
-
-    # -- cancelling ---------------------------------------------------------------------------
-
-    async def _stopper(self) -> None:
-        now = time.monotonic()
-        due = [key for key, stop in self._stops.items() if stop.due <= now]
-        if not due:
-            waits = [stop.due - now for stop in self._stops.values()]
-            await self._pause(max(0.01, min(waits)) if waits else None)
-            return
-        assert self._executor is not None
-        for force in (False, True):
-            handles = []
-            for key in due:
-                stop, flight = self._stops.get(key), self._flights.get(key)
-                if stop is None:
-                    continue
-                if flight is None:
-                    self._stops.pop(key)  # over, or never accepted
-                elif (stop.tries > 0) is force:
-                    handles.append(flight.handle)
-            for handle in handles:
-                stop = self._stops[handle.key]
-                stop.tries += 1
-                wait = max(_CANCEL_FIRST * 2 ** min(stop.tries - 1, 10), 0.0)
-                if stop.tries == 1:
-                    wait = min(self._limits.cancel_grace, 5.0)
-                stop.due = now + min(wait, _CANCEL_LAST)
-            if handles:
-                await self._timed(self._executor.cancel(handles, force=force))
-        self._changed = time.monotonic()
-
-    # -- deadlines ----------------------------------------------------------------------------
-
-    async def _watchdog(self) -> None:
-        """Cancel a batch call that made no progress within the call timeout."""
-        await asyncio.sleep(min(1.0, self._limits.call_timeout / 2))
-        now = time.monotonic()
-        for task, since in list(self._calls.items()):
-            if now - since > self._limits.call_timeout:
-                task.cancel()
-
-
-def _sentence(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return text if isinstance(error, (UserError, TransientError)) else f"{type(error).__name__}: {text}"
+            _LOG.warning("Executor %s did not close cleanly: %s", self.name, sentence(error))

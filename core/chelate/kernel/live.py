@@ -139,9 +139,7 @@ class LiveDispatch:
     def failure(self) -> str:
         """What failed, for people: task, node, the lattice line that called it, the traceback."""
         failed = [
-            record
-            for record in self.machine.records.values()
-            if record.status is NodeStatus.FAILED
+            record for record in self.machine.records.values() if record.status is NodeStatus.FAILED
         ]
         parts = []
         for record in failed[:_SHOWN_FAILURES]:

@@ -1,0 +1,176 @@
+"""The lanes of one kernel: opened when first needed, filled to their limits, told what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from chelate.contracts.executor import Capabilities, Executor, Job, JobHandle, Limits
+from chelate.errors import RejectedError
+from chelate.kernel import events as ev
+from chelate.kernel.lane_report import LaneReport
+from chelate.kernel.lanes import Lane
+from chelate.kernel.live import LiveDispatch, lane_ref
+from chelate.kernel.plugins import Plugins
+from chelate.model import NodeRecord, NodeStatus, Reason
+from chelate.settings import Settings
+
+__all__ = ["LaneTable", "Orders"]
+
+_IN_FLIGHT = frozenset(
+    {NodeStatus.SUBMITTING, NodeStatus.SUBMITTED, NodeStatus.RUNNING, NodeStatus.CANCELLING}
+)
+_NO_LIMIT = 1 << 30
+
+
+@dataclass(slots=True)
+class _LaneState:
+    """A lane as the engine sees it. ``limits`` is None until its executor is open."""
+
+    lane: Lane
+    limits: Limits | None = None
+    capabilities: Capabilities | None = None
+    failed: str | None = None
+    trouble: str | None = None
+    flying: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def room(self) -> int:
+        """How many more attempts it may be given; a failed lane refuses any number at once."""
+        if self.failed is not None:
+            return _NO_LIMIT
+        return 0 if self.limits is None else self.limits.max_in_flight - len(self.flying)
+
+
+@dataclass(slots=True)
+class Orders:
+    """What one turn asks of the lanes, gathered per lane."""
+
+    jobs: dict[str, list[Job]] = field(default_factory=dict)
+    watch: dict[str, list[JobHandle]] = field(default_factory=dict)
+    look_up: dict[str, list[str]] = field(default_factory=dict)
+    cancel: dict[str, list[str]] = field(default_factory=dict)
+    release: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, effect: ev.Effect, record: NodeRecord) -> None:
+        """File one effect other than Run under its lane."""
+        name = record.executor or ""
+        if isinstance(effect, ev.LookUp):
+            self.look_up.setdefault(name, []).append(record.key or "")
+        elif record.handle is not None and isinstance(effect, ev.Watch):
+            self.watch.setdefault(name, []).append(JobHandle.from_json(record.handle))
+        elif record.handle is not None:
+            self.cancel.setdefault(name, []).append(str(record.handle["key"]))
+
+
+class LaneTable:
+    """Lanes by name. Used by the engine's thread only, but for ``find``."""
+
+    def __init__(
+        self, plugins: Plugins, settings: Settings, report: Callable[[LaneReport], None]
+    ) -> None:
+        self._plugins = plugins
+        self._settings = settings
+        self._report = report
+        self._lanes: dict[str, _LaneState] = {}
+
+    def find(self, name: str) -> Lane | None:
+        """The lane of that name if it has been opened."""
+        state = self._lanes.get(name)
+        return None if state is None else state.lane
+
+    def troubles(self) -> dict[str, str]:
+        """Lane name → why its executor does not work at present."""
+        return {
+            name: text
+            for name, state in list(self._lanes.items())
+            if (text := state.failed or state.trouble) is not None
+        }
+
+    def close(self, timeout: float) -> None:
+        """Close every lane."""
+        for state in list(self._lanes.values()):
+            state.lane.close(timeout)
+
+    def _get(self, name: str) -> _LaneState:
+        state = self._lanes.get(name)
+        if state is not None:
+            return state
+        ref = lane_ref(name)
+
+        def make() -> Executor:
+            options = {**self._settings.executors.get(ref.name, {}), **ref.options}
+            return self._plugins.executor(ref.name)(**options)
+
+        state = self._lanes[name] = _LaneState(Lane(name, make, self._report))
+        state.lane.start()
+        return state
+
+    def note(self, report: LaneReport) -> None:
+        """Take in what a lane says of itself."""
+        state = self._lanes[report.lane]
+        if report.opened is not None:
+            state.limits, state.capabilities = report.opened
+        state.failed = report.failed or state.failed
+        state.trouble = report.trouble
+
+    def take(self, lives: Iterable[LiveDispatch]) -> None:
+        """Give ready nodes to lanes that have room, dispatch by dispatch."""
+        for live in lives:
+            ready = live.machine.ready
+            for name in list(ready):
+                if not ready[name]:
+                    del ready[name]
+                    continue
+                state = self._get(name)
+                if state.room > 0:
+                    taken = live.machine.take(name, state.room)
+                    state.flying.update((live.record.dispatch_id, node) for node in taken)
+
+    def count(self, dispatch_id: str, records: Sequence[NodeRecord]) -> None:
+        """Keep the number of attempts in flight after nodes have changed."""
+        for record in records:
+            state = self._lanes.get(record.executor or "")
+            if state is None:
+                continue
+            if record.status in _IN_FLIGHT:
+                state.flying.add((dispatch_id, record.node_id))
+            else:
+                state.flying.discard((dispatch_id, record.node_id))
+
+    def forget(self, dispatch_id: str) -> None:
+        """A dispatch left this kernel."""
+        for state in self._lanes.values():
+            state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
+
+    def carry_out(self, orders: Orders) -> None:
+        """Hand a turn's orders to the lanes."""
+        for name, jobs in orders.jobs.items():
+            self._run(name, jobs)
+        for name, handles in orders.watch.items():
+            self._get(name).lane.watch(handles)
+        for name, keys in orders.look_up.items():
+            self._get(name).lane.look_up(keys)
+        for name, keys in orders.cancel.items():
+            self._get(name).lane.cancel(keys)
+        for name, keys in orders.release.items():
+            self._get(name).lane.release(keys)
+
+    def _run(self, name: str, jobs: list[Job]) -> None:
+        state = self._get(name)
+        hooks = self._plugins.hooks
+        refusal = (Reason.PLUGIN, state.failed) if state.failed else None
+        if refusal is None and hooks.implemented("before_run"):
+            try:
+                hooks.before_run(lane_ref(name), jobs)
+            except RejectedError as error:
+                refusal = (Reason.INVALID_SPEC, str(error))
+        if refusal is None:
+            state.lane.run(jobs)
+            return
+        report = LaneReport(name)
+        for job in jobs:
+            for task in job.tasks:
+                refused = ev.Refused(task.node_id, task.attempt, *refusal)
+                report.events.append((task.dispatch_id, refused))
+        self._report(report)
