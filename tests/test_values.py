@@ -341,7 +341,8 @@ def test_no_two_of_all_values_share_a_fingerprint():
         digest = fingerprint(value)
         other = known.setdefault(digest, value)
         assert type(other) is type(value)
-        assert ascii(other)[:200] == ascii(value)[:200]
+        shown = [re.sub(" at 0x[0-9a-f]+", "", ascii(item))[:200] for item in (other, value)]
+        assert shown[0] == shown[1]
 
 
 @pytest.mark.parametrize(("first", "second"), EQUAL)
@@ -360,14 +361,13 @@ def _generator():
         (threading.Lock, "lock"),
         (lambda: iter([1]), "iterator"),
         (lambda: map(str, []), "iterator"),
-        (lambda: socket.socketpair()[0], "socket"),
+        (lambda: socket.socket(), "socket"),
         (lambda: open(os.devnull), "iterator"),
         (Ticking, "pickled differently"),
         (lambda: threading.Thread(), "lock"),
         (lambda: File("no such file"), "no such file"),
         (lambda: Own(threading.Lock(), 1), "lock"),
         (lambda: Own(None, 1), "no stable"),
-        (lambda: _deep_cycle(), "contains itself"),
     ],
 )
 def test_what_has_no_stable_fingerprint_says_why(make, word):
@@ -382,9 +382,9 @@ def test_what_has_no_stable_fingerprint_says_why(make, word):
         value.close()
 
 
-def _deep_cycle():
+def _deep_cycle(levels):
     inner: list = []
-    outer = _nested(200, inner)
+    outer = _nested(levels, inner)
     inner.append(outer)
     return outer
 
@@ -488,6 +488,12 @@ def test_shared_parts_cost_once_and_depth_is_no_limit():
     assert is_digest(fingerprint(linked))
 
 
+def test_a_cycle_may_be_deep():
+    assert fingerprint(_deep_cycle(200)) == fingerprint(_deep_cycle(200)) is not None
+    assert fingerprint(_deep_cycle(200)) != fingerprint(_deep_cycle(201))
+    assert "too deeply" in str(explain_unstable(_nested(50_000)))
+
+
 def test_a_level_more_is_another_value():
     assert fingerprint(_nested(5000)) != fingerprint(_nested(5001))
     assert fingerprint(_nested(70, 1)) != fingerprint(_nested(70, 2))
@@ -560,7 +566,7 @@ def test_file_left_alone_is_read_once(tmp_path):
         path.chmod(0o600)
 
 
-GOLDEN = ""
+GOLDEN = "016f40afa4d2e9cb55d3e46275ab8ee0c36811221d0c76a76580e07355db2de5"
 
 SCRIPT = """
 import datetime, decimal, enum, json, pathlib, re, sys, uuid, dataclasses, collections, random, fractions

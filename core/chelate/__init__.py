@@ -58,6 +58,7 @@ _WHERE = {
     "shutdown": "chelate.embedding",
     "wait": "chelate.dispatching",
 }
+_MODULES = frozenset({"errors"})
 
 __all__ = [
     "ChelateError",
@@ -93,7 +94,7 @@ def __getattr__(name: str) -> Any:
     if where is None:
         raise AttributeError(f"module 'chelate' has no attribute {name!r}")
     module = import_module(where)
-    value = module if where.endswith(f".{name}") else getattr(module, name)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

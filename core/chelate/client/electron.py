@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, overload
 
 from chelate.client.lattice import Lattice
@@ -50,7 +50,9 @@ class Electron:
         function = function.__func__ if isinstance(function, staticmethod) else function
         if not isinstance(function, Lattice):
             check_plain(function, "electron")
-        functools.update_wrapper(self, function)
+        # A class or an object keeps its attributes to itself.
+        copied = ("__dict__",) if isinstance(function, FunctionType) else ()
+        functools.update_wrapper(self, function, updated=copied)
         self.function = function
         self.name = name or _name_of(function)
         self.options = options or Options()

@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any, overload
 
 from chelate.bundle import Bundle
@@ -46,7 +47,9 @@ class Lattice:
         triggers: tuple[Any, ...] = (),
     ) -> None:
         check_plain(function, "lattice")
-        functools.update_wrapper(self, function)
+        # A class or an object keeps its attributes to itself.
+        copied = ("__dict__",) if isinstance(function, FunctionType) else ()
+        functools.update_wrapper(self, function, updated=copied)
         self.workflow_function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.options = options or Options()

@@ -206,9 +206,7 @@ class Build(Values):
                 self._policy(self._workflow_options()),
             )
         references = [self.reference(value, "An operand of ", name) for value in args]
-        named = {
-            key: self.reference(value, "An operand of ", name) for key, value in kwargs.items()
-        }
+        named = {key: self.reference(kwargs[key], "An operand of ", name) for key in kwargs}
         node_id = len(self._nodes)
         line = self._line(sys._getframe(1))
         self._nodes.append(

@@ -26,6 +26,7 @@ class Values:
         self.graph = graph
         self.blobs: dict[str, bytes] = {}
         self._large: dict[int, tuple[Any, ValueRef]] = {}
+        self._constants: dict[tuple[type, Any], str] = {}
 
     def foreign(self) -> ForeignPlaceholderError:
         """The error to raise when a placeholder of this build turns up elsewhere."""
@@ -42,8 +43,16 @@ class Values:
 
     def constant(self, value: Any, what: str) -> str:
         """Store a value that is part of a reference, and return its digest."""
-        kept = self.keep(value, what)
-        return self.graph.values.setdefault(kept.digest, kept).digest
+        kind = type(value)
+        # Operands and keys recur. Not floats: 0.0 and -0.0 are equal and not the same.
+        key = (kind, value) if kind is int or kind is str else None
+        digest = None if key is None else self._constants.get(key)
+        if digest is None:
+            kept = self.keep(value, what)
+            digest = self.graph.values.setdefault(kept.digest, kept).digest
+            if key is not None:
+                self._constants[key] = digest
+        return digest
 
     def store(self, data: bytes) -> str:
         digest = digest_bytes(data)
@@ -120,7 +129,9 @@ class Values:
         try:
             parts = [self.structure(item, what, known) for item in items]
         except RecursionError:
-            raise GraphError(f"{what} is nested too deeply; pass it in a flat form.") from None
+            raise GraphError(
+                f"{what} is nested too deeply ({current_line()}); pass it in a flat form."
+            ) from None
         if not any(parts):
             return None
         filled = [

@@ -17,8 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from chelate.digest import digest_bytes, digest_stream
-from chelate.errors import BlobDamagedError
+from chelate.api import (
+    BlobDamagedError,
+    digest_bytes,
+    digest_stream,
+)
 from chelate.store.locks import forget_on_fork
 
 __all__ = ["BlobFiles", "RecentBlobs", "damaged", "require_digest"]

@@ -16,7 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chelate.errors import StoreError, StoreUnavailableError
+from chelate.api import (
+    StoreError,
+    StoreUnavailableError,
+)
 from chelate.store.locks import forget_on_fork
 from chelate.store.migrations import check, migrate
 

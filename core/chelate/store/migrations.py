@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chelate.errors import SchemaTooNewError
+from chelate.api import (
+    SchemaTooNewError,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -11,7 +11,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chelate.errors import ConfigError, StoreError, StoreUnavailableError
+from chelate.api import (
+    ConfigError,
+    StoreError,
+    StoreUnavailableError,
+)
 from chelate.store.database import Busy, Database
 
 if TYPE_CHECKING:

@@ -9,7 +9,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from chelate.model import DispatchRecord, NodeRecord, NodeStatus, Status, ValueRef
+from chelate.api import (
+    DispatchRecord,
+    NodeRecord,
+    NodeStatus,
+    Status,
+    ValueRef,
+)
 
 __all__ = [
     "clean_text",

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from chelate.contracts.store import CancelRequest, Commit, DispatchFilter
-from chelate.errors import (
+from chelate.api import (
+    CancelRequest,
+    Commit,
     ConfigError,
+    DispatchFilter,
     DispatchNotFoundError,
+    DispatchRecord,
+    NodeRecord,
     OwnershipLostError,
 )
-from chelate.model import DispatchRecord, NodeRecord
 from chelate.store.blobs import BlobFiles, RecentBlobs
 from chelate.store.locks import boot_id
 from chelate.store.postgres import PostgresDatabase

@@ -11,7 +11,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chelate.errors import StoreError, StoreUnavailableError
+from chelate.api import (
+    StoreError,
+    StoreUnavailableError,
+)
 from chelate.store.database import Busy, Database
 from chelate.store.locks import KernelLocks, network_filesystem
 

@@ -23,8 +23,13 @@ from sqlalchemy import (
     update,
 )
 
-from chelate.contracts.store import CancelRequest, DispatchFilter
-from chelate.model import FINAL, NodeRecord, Status
+from chelate.api import (
+    FINAL,
+    CancelRequest,
+    DispatchFilter,
+    NodeRecord,
+    Status,
+)
 from chelate.store import tables
 from chelate.store.database import Database
 from chelate.store.rows import dump_json, encode_node

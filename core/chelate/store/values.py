@@ -7,9 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from chelate.contracts.store import ResultStore
-from chelate.digest import is_digest
-from chelate.errors import BlobMissingError, ConfigError, StoreUnavailableError
+from chelate.api import (
+    BlobMissingError,
+    ConfigError,
+    ResultStore,
+    StoreUnavailableError,
+    is_digest,
+)
 from chelate.store.blobs import BlobFiles, RecentBlobs, require_digest
 from chelate.store.database import Database
 

@@ -12,9 +12,11 @@ may be copied side by side to another host.
 
 from __future__ import annotations
 
+import contextvars
 import math
 import struct
 import sys
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
@@ -36,7 +38,8 @@ VERSION: Final = b"\x01"
 _INLINE: Final = 31
 _JOINED: Final = 1 << 12
 _SHORT: Final = 8  # so few items are visited faster than examined
-_CHUNK_DEPTH: Final = 60
+_CHUNK_DEPTH: Final = 80
+_DEEPEST: Final = 40_000
 _MEMO_ENTRIES: Final = 1 << 17
 _NEVER: Final = sys.maxsize
 _SWAP: Final = sys.byteorder == "big"
@@ -50,14 +53,6 @@ class Unstable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.where: list[str] = []
-
-
-class _Deep(Exception):
-    """The stack is deep enough: encode ``value`` by itself first, then start over."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
 
 
 def combine(kind: str, parts: Sequence[str]) -> str:
@@ -204,33 +199,41 @@ class Encoder:
     def __init__(self, other: Callable[[Encoder, Any], list[Chunk]]) -> None:
         self._other = other
         self._memo: dict[int, tuple[Any, bytes]] = {}
-        self._finished: dict[int, tuple[Any, bytes]] = {}
         self._path: dict[int, int] = {}
         self._levels = 0
         self._lowest = _NEVER
 
     def run(self, value: Any) -> bytes:
-        """The part for ``value``; deep values are encoded in slices of the stack, inside out."""
-        pending = [(value, 0)]
+        """The part for ``value``."""
         try:
-            while True:
-                current, depth = pending[-1]
-                self._levels, self._lowest = 0, _NEVER
-                while len(self._path) > depth:
-                    self._path.popitem()
-                try:
-                    part = self.part(current)
-                except _Deep as deep:
-                    pending.append((deep.value, len(self._path)))
-                    continue
-                pending.pop()
-                if not pending:
-                    return part
-                if self._lowest is not _NEVER:
-                    raise Unstable("is nested too deeply for a value that contains itself")
-                self._finished[id(current)] = (current, part)
+            return self.part(value)
         except RecursionError:
             raise Unstable("is nested too deeply") from None
+
+    def _deeper(self, value: Any) -> bytes:
+        """The part for a deep value, on the stack of another thread."""
+        if len(self._path) > _DEEPEST:
+            raise Unstable("is nested too deeply")
+        levels, self._levels = self._levels, 0
+        results: list[bytes | BaseException] = []
+
+        def work() -> None:
+            try:
+                results.append(self.run(value))
+            except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+                results.append(error)
+
+        # What callers keep in the context holds for the whole value.
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unstable("is nested too deeply") from error
+        thread.join()
+        self._levels = levels
+        if isinstance(results[0], BaseException):
+            raise results[0]
+        return results[0]
 
     def part(self, value: Any) -> bytes:
         """The part for one item."""
@@ -238,7 +241,7 @@ class Encoder:
         if scalar is not None:
             return scalar(value)
         key = id(value)
-        known = self._memo.get(key) or self._finished.get(key)
+        known = self._memo.get(key)
         if known is not None:
             return known[1]
         depth = len(self._path)
@@ -247,7 +250,7 @@ class Encoder:
             self._lowest = min(self._lowest, ancestor)
             return b"^" + struct.pack("<Q", depth - ancestor)
         if self._levels >= _CHUNK_DEPTH:
-            raise _Deep(value)
+            return self._deeper(value)
         outer, self._lowest = self._lowest, _NEVER
         self._path[key] = depth
         self._levels += 1

@@ -74,7 +74,7 @@ def _answer(encoder: Encoder, value: Any, function: Callable[[Any], Any]) -> lis
         answer = function(value)
     except Exception as error:
         name = class_name(type(value))
-        raise Unstable(f"the fingerprint of a {name} raised {error!r:.200}") from error
+        raise Unstable(f"the fingerprint of a {name} raised {type(error).__name__}: {error}") from error
     if answer is None:
         raise Unstable(f"a {class_name(type(value))} says it has no stable fingerprint")
     if isinstance(value, File):

@@ -11,9 +11,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import (
     BuiltinFunctionType,
@@ -50,24 +50,23 @@ _BUILT_IN: Final = (
 _UNSHARED: Final = frozenset(
     {int, float, complex, bool, str, bytes, type(None), tuple, frozenset, type(Ellipsis)}
 )
-_WALKING = threading.local()
+_WALKING: ContextVar[bool] = ContextVar("walking", default=False)
 _MISSING: Final = object()
 
 
 @contextmanager
 def walking() -> Iterator[None]:
     """While this holds, code inside of values is left to the walk."""
-    before = getattr(_WALKING, "on", False)
-    _WALKING.on = True
+    token = _WALKING.set(True)
     try:
         yield
     finally:
-        _WALKING.on = before
+        _WALKING.reset(token)
 
 
 def is_walking() -> bool:
     """Whether a walk is under way in this thread."""
-    return bool(getattr(_WALKING, "on", False))
+    return _WALKING.get()
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""Seeing it: pictures of graphs, summaries of results, a progress line. Leaves: they take data."""
