@@ -26,14 +26,18 @@ if TYPE_CHECKING:
     from chelate.embedding import configure, shutdown
     from chelate.errors import ChelateError, TaskCancelledError
     from chelate.executors.local import LocalExecutor
+    from chelate.explaining import explain
     from chelate.model import Resources, Retry, Status
+    from chelate.redispatching import redispatch
     from chelate.result import Result, TransportableObject
+    from chelate.values import File
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "ChelateError": "chelate.errors",
     "Electron": "chelate.client.electron",
+    "File": "chelate.values",
     "Lattice": "chelate.client.lattice",
     "LocalExecutor": "chelate.executors.local",
     "Resources": "chelate.model",
@@ -48,11 +52,13 @@ _WHERE = {
     "dispatch_sync": "chelate.dispatching",
     "electron": "chelate.client.electron",
     "errors": "chelate.errors",
+    "explain": "chelate.explaining",
     "get_config": "chelate.configuration",
     "get_context": "chelate.client.context",
     "get_result": "chelate.dispatching",
     "lattice": "chelate.client.lattice",
     "list_dispatches": "chelate.dispatching",
+    "redispatch": "chelate.redispatching",
     "reload_config": "chelate.configuration",
     "set_config": "chelate.configuration",
     "shutdown": "chelate.embedding",
@@ -63,6 +69,7 @@ _MODULES = frozenset({"errors"})
 __all__ = [
     "ChelateError",
     "Electron",
+    "File",
     "Lattice",
     "LocalExecutor",
     "Resources",
@@ -77,11 +84,13 @@ __all__ = [
     "dispatch_sync",
     "electron",
     "errors",
+    "explain",
     "get_config",
     "get_context",
     "get_result",
     "lattice",
     "list_dispatches",
+    "redispatch",
     "reload_config",
     "set_config",
     "shutdown",

@@ -9,7 +9,7 @@ from typing import Any
 
 from chelate.client.lattice import Lattice
 from chelate.contracts.store import DispatchFilter
-from chelate.embedding import current
+from chelate.embedding import current, detaching
 from chelate.errors import ConfigError, UserError
 from chelate.gateway import LocalGateway, check_dispatch_id
 from chelate.model import Status
@@ -35,8 +35,12 @@ def _gateway(dispatcher_addr: str | None) -> LocalGateway:
 
 
 def dispatch(
-    lattice: Lattice, dispatcher_addr: str | None = None, *, disable_run: bool = False
-) -> Callable[..., str]:
+    lattice: Lattice,
+    dispatcher_addr: str | None = None,
+    *,
+    disable_run: bool = False,
+    reuse_from: str | None = None,
+) -> Submission:
     """A function that builds the lattice with its arguments, stores it durably, runs it, and
     returns the dispatch id.
 
@@ -44,6 +48,8 @@ def dispatch(
         lattice: a function decorated with ``@ct.lattice``.
         dispatcher_addr: reserved for a server.
         disable_run: store it only; ``ct.redispatch`` or a trigger starts it later.
+        reuse_from: id of an earlier dispatch whose results are taken over where code and inputs
+            are equal, or ``"latest"`` for the newest one of this lattice's name.
 
     Raises (from the returned function):
         GraphError: the body does what a graph cannot hold.
@@ -58,14 +64,40 @@ def dispatch(
             "decorate the workflow function with @ct.lattice."
         )
     gateway = _gateway(dispatcher_addr)
+    source = None if reuse_from is None else gateway.reuse_source(lattice.name, reuse_from)
+    return Submission(gateway, lattice, disable_run, source)
 
-    def submit(*args: Any, **kwargs: Any) -> str:
-        bundle = lattice.build(args, kwargs)
-        return gateway.accept(
-            bundle, options=_options(lattice), held=disable_run or bool(lattice.triggers)
-        )
 
-    return submit
+class Submission:
+    """What ``ct.dispatch(...)`` returns; see there."""
+
+    def __init__(
+        self, gateway: LocalGateway, lattice: Lattice, hold: bool, reuse_from: str | None
+    ) -> None:
+        self._gateway = gateway
+        self._lattice = lattice
+        self._hold = hold
+        self._reuse_from = reuse_from
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        """Build, store and run; the dispatch id."""
+        bundle = self._lattice.build(args, kwargs)
+        held = self._hold or bool(self._lattice.triggers)
+        return self._gateway.accept(bundle, options=self._options(), held=held)
+
+    def plan(self, *args: Any, **kwargs: Any) -> Any:
+        """What would be reused, run, or decided on the way, and why; nothing is run."""
+        from chelate.explaining import plan_dispatch
+
+        bundle = self._lattice.build(args, kwargs)
+        assert bundle.graph is not None
+        return plan_dispatch(self._gateway, bundle.graph, self._options(), bundle.blobs)
+
+    def _options(self) -> dict[str, Any]:
+        options = _options(self._lattice)
+        if self._reuse_from is not None:
+            options["reuse_from"] = self._reuse_from
+        return options
 
 
 def _options(lattice: Lattice) -> dict[str, Any]:
@@ -113,7 +145,7 @@ def get_result(
     if (wait or timeout is not None) and not record.status.final:
         from chelate.show.progress import Progress
 
-        with Progress(enabled=gateway.settings.progress) as progress:
+        with detaching(), Progress(enabled=gateway.settings.progress) as progress:
             watch = progress.update if progress.active else None
             record = gateway.wait(dispatch_id, timeout, watch)
     if status_only:

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from chelate.gateway import LocalGateway, unfinished
 from chelate.settings import Settings
 
-__all__ = ["configure", "current", "settings", "shutdown"]
+__all__ = ["configure", "current", "detaching", "settings", "shutdown"]
 
+_DETACHED = (
+    "Detached. Jobs on other machines go on; the next process on this home, or "
+    "'chelate resume', takes the dispatches up again."
+)
 _lock = threading.RLock()
 _gateways: dict[int, LocalGateway] = {}
 _overrides: dict[str, Any] = {}
@@ -83,15 +89,38 @@ def _leave() -> None:
     if gateway is None:
         return
     try:
-        if gateway.settings.exit_wait:
+        if gateway.settings.exit_wait and not gateway.detached:
             _wait_for_rest(gateway)
     except KeyboardInterrupt:
-        _say(
-            "Detached. Jobs on other machines go on; the next process on this home, or "
-            "'chelate resume', takes the dispatches up again."
-        )
+        _say(_DETACHED)
     finally:
+        with suppress(ValueError):  # only the main thread may; another gets no interrupt either
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         shutdown()
+
+
+@contextmanager
+def detaching() -> Iterator[None]:
+    """Around a wait: Ctrl-C says what becomes of the dispatch, and needs no second Ctrl-C at
+    exit. The KeyboardInterrupt goes on; a script that does not catch it ends without a traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        current().detached = True
+        _say(_DETACHED)
+        _end_quietly(interrupt)
+        raise
+
+
+def _end_quietly(interrupt: KeyboardInterrupt) -> None:
+    hook = sys.excepthook
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if error is not interrupt:
+            hook(kind, error, trace)
+
+    sys.excepthook = excepthook
 
 
 def _wait_for_rest(gateway: LocalGateway) -> None:

@@ -60,6 +60,7 @@ class LocalGateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pid = os.getpid()
+        self.detached = False  # Ctrl-C: do not wait at exit for what has been dispatched so far
         self._lock = threading.RLock()
         self._store: ResultStore | None = None
         self._plugins: Plugins | None = None
@@ -143,12 +144,17 @@ class LocalGateway:
         held: bool = False,
         redispatched_from: str | None = None,
         dispatch_id: str | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> str:
-        """Store a built workflow durably and run it (unless ``held``); the dispatch id."""
+        """Store a built workflow durably and run it (unless ``held``); the dispatch id.
+
+        ``facts`` are stored in the same transaction.
+        """
         graph = bundle.graph
         if graph is None:
             raise GraphError("There is no graph to dispatch.")
         self.check_executors(graph)
+        self.detached = False
         engine = self.engine
         data = graph.to_json()
         digest = digest_bytes(data)
@@ -166,9 +172,44 @@ class LocalGateway:
             redispatched_from=redispatched_from,
             options=dict(options or {}),
         )
-        if self.store.add_dispatch(record, {**bundle.blobs, digest: data}) and not held:
+        blobs = {**bundle.blobs, digest: data}
+        if self.store.add_dispatch(record, blobs, facts) and not held:
             engine.submit(record, graph)
         return dispatch_id
+
+    def reuse_source(self, lattice_name: str, reuse_from: str) -> str | None:
+        """The dispatch that ``reuse_from`` means; None when "latest" finds none of that name.
+
+        Raises:
+            InvalidDispatchIdError, DispatchNotFoundError: the id is wrong.
+        """
+        if reuse_from != "latest":
+            return self.record(reuse_from).dispatch_id
+        found = self.records(DispatchFilter(name=lattice_name, limit=50))
+        return next((record.dispatch_id for record in found if not record.held), None)
+
+    def repeat(
+        self,
+        dispatch_id: str,
+        *,
+        new_id: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Dispatch once more with the same graph and inputs, running everything; the new id.
+
+        ``facts`` are stored in the same transaction.
+        """
+        parent = self.record(dispatch_id)
+        bundle = Bundle(self.graph(parent), {}, parent.lattice, parent.inputs)
+        kept = ("defaults", "python", "replacements", "replacement_prints")
+        options = {key: parent.options[key] for key in kept if key in parent.options}
+        return self.accept(
+            bundle,
+            options=options,
+            redispatched_from=parent.dispatch_id,
+            dispatch_id=new_id,
+            facts=facts,
+        )
 
     def start_held(self, dispatch_id: str) -> bool:
         """Let a dispatch that waits for a trigger run; False when it was not waiting."""
@@ -227,6 +268,11 @@ class LocalGateway:
             if left is not None:
                 step = max(0.0, left if step is None else min(step, left))
             ours = engine.wait(record.dispatch_id, step)
+            if engine.stopped and not ours:
+                raise ResultNotReadyError(
+                    f"The kernel of this process was shut down while dispatch {record.dispatch_id} "
+                    "was waited for; the next kernel on this home takes the dispatch up again."
+                )
             if ours is None:
                 time.sleep(pause if left is None else max(0.0, min(pause, left)))
                 pause = min(pause * 1.5, _SLOWEST_LOOK)
@@ -239,6 +285,16 @@ class LocalGateway:
                 raise ResultNotReadyError(
                     f"Dispatch {record.dispatch_id} is still {record.status} after {timeout:g} s."
                 )
+
+    def wait_tasks(self, dispatch_id: str, node_ids: Sequence[int]) -> None:
+        """Wait until these tasks have ended, whichever process runs them."""
+        pause = _FIRST_LOOK
+        while not self.record(dispatch_id).status.final:
+            rows = self.nodes(dispatch_id, node_ids)
+            if sum(row.status in FINAL for row in rows.values()) == len(set(node_ids)):
+                return
+            time.sleep(pause)
+            pause = min(pause * 1.5, _SLOWEST_LOOK)
 
     # -- cancelling ---------------------------------------------------------------------------
 
@@ -256,6 +312,7 @@ class LocalGateway:
             if record.held:
                 self.store.release_hold(record.dispatch_id)
             self.engine.poke()
+            self.plugins.hooks.cancel_requested(record.dispatch_id, None)
             return CancelAnswer(record, (), ())
         graph = self.graph(record)
         ids = resolve_tasks(graph, targets)
@@ -267,6 +324,7 @@ class LocalGateway:
             every = sorted({*live, *below})
             self.store.request_cancel(record.dispatch_id, every)
             self.engine.poke()
+            self.plugins.hooks.cancel_requested(record.dispatch_id, every)
         return CancelAnswer(record, tuple(live), tuple(over))
 
     def logs(self, dispatch_id: str, node_id: int, stream: str) -> bytes:

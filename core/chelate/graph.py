@@ -31,7 +31,7 @@ from typing import Any
 from chelate.errors import CycleError, GraphError
 from chelate.model import TaskPolicy, ValueRef
 
-__all__ = ["Function", "Graph", "Kind", "Node", "Reference", "digests_in", "nodes_in"]
+__all__ = ["Function", "Graph", "Kind", "Node", "Reference", "digests_in", "leaves", "nodes_in"]
 
 Reference = list[Any]
 FORMAT = 1
@@ -62,6 +62,7 @@ class Function:
     ast: str | None = None
     code: str | None = None
     manifest: str | None = None
+    ignore: tuple[str, ...] = ()  # parameters that do not count for a redispatch
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ class Node:
         return found
 
 
-def _walk(reference: Reference) -> Iterator[Reference]:
+def leaves(reference: Reference) -> Iterator[Reference]:
     """Every leaf reference (``p``, ``n``, ``c``) and every ``o``, without recursion."""
     stack = [reference]
     while stack:
@@ -115,14 +116,14 @@ def _walk(reference: Reference) -> Iterator[Reference]:
 
 def nodes_in(reference: Reference) -> Iterator[int]:
     """Ids of the nodes a reference needs."""
-    for leaf in _walk(reference):
+    for leaf in leaves(reference):
         if leaf[0] in ("p", "n"):
             yield leaf[1]
 
 
 def digests_in(reference: Reference) -> Iterator[str]:
     """Digests of the stored constants a reference needs, path keys included."""
-    for leaf in _walk(reference):
+    for leaf in leaves(reference):
         if leaf[0] == "c" or leaf[0] == "o":
             yield leaf[1]
         elif leaf[0] == "n" and len(leaf) > 2:
@@ -241,7 +242,8 @@ class Graph:
             "names": list(names),
             "lines": list(lines),
             "functions": [
-                [f.digest, f.name, f.parameters, f.ast, f.code, f.manifest] for f in self.functions
+                [f.digest, f.name, f.parameters, f.ast, f.code, f.manifest, f.ignore]
+                for f in self.functions
             ],
             "policies": [policy.to_json() for policy in self.policies],
             "values": [value.to_json() for value in self.values.values()],
@@ -286,7 +288,7 @@ class Graph:
                     for row in document["nodes"]
                 ],
                 functions=[
-                    Function(row[0], row[1], tuple(row[2]), row[3], row[4], row[5])
+                    Function(row[0], row[1], tuple(row[2]), row[3], row[4], row[5], tuple(row[6]))
                     for row in document["functions"]
                 ],
                 policies=[TaskPolicy.from_json(item) for item in document["policies"]],

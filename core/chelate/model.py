@@ -310,19 +310,22 @@ class ValueRef:
     """A stored value: the digest and size of its pickle, and the fingerprint of its meaning.
 
     ``fingerprint`` is equal for equal values whatever bytes they pickled to; None when the value
-    has no stable fingerprint. The kernel compares fingerprints and never opens the bytes.
+    has no stable fingerprint. ``parts`` are the fingerprints of its direct items, where somebody
+    takes it apart. The kernel compares fingerprints and never opens the bytes.
     """
 
     digest: str
     size: int
     fingerprint: str | None = None
+    parts: Mapping[str, str] | None = None
 
     def to_json(self) -> list[Any]:
-        return [self.digest, self.size, self.fingerprint]
+        known = [self.digest, self.size, self.fingerprint]
+        return known if self.parts is None else [*known, dict(self.parts)]
 
     @classmethod
     def from_json(cls, data: Any) -> ValueRef | None:
-        return None if data is None else cls(data[0], data[1], data[2])
+        return None if data is None else cls(*data)
 
 
 @dataclass(slots=True)
@@ -354,6 +357,7 @@ class NodeRecord:
     due: float | None = None  # wall-clock moment of the next attempt or of the time limit
     attempts: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] | None = None
+    decision: str | None = None  # why a redispatch ran it although an equal one had completed
 
 
 @dataclass(slots=True)

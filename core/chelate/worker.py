@@ -6,7 +6,7 @@ writes each result to another.
 
 Frames to the worker: two little-endian ``uint32`` (length of a JSON header, length of the raw
 bytes behind it). The first header is
-``{"path", "replace", "spool"}``; the others
+``{"path", "replace", "spool", "code": null or [digest, file of the stored modules]}``; the others
 ``{"python", "forget": [digest], "blobs": [[digest, size, keep]], "files": {digest: path},
 "common": [[call, context, dispatch_id, name]], "tasks": [[sequence, key, index into common, args,
 kwargs, values, node_id, attempt, folder]]}``. Frames from the worker: the
@@ -15,7 +15,8 @@ kwargs, values, node_id, attempt, folder]]}``. Frames from the worker: the
 
 # Plain syntax and plain paths: this file also starts on hosts with an old Python, to say so there.
 # What users' code raises is not the worker's to choose, so it catches everything.
-# ruff: noqa: BLE001, PTH100, PTH103, PTH108, PTH110, PTH118, PTH120, PTH123, SIM115
+# ruff: noqa: BLE001, PTH100, PTH103, PTH104, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120
+# ruff: noqa: PTH123, PTH208, PTH211, SIM115
 from __future__ import annotations
 
 import sys
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
     Header = dict[str, Any]
     Result = tuple[Header, bytes, bytes]
 
-__all__ = ["FILE", "FRAME", "GRAPH", "MARK", "NEWS", "OK", "RESULT", "Runner", "Server", "main"]
+__all__ = [
+    "FILE", "FRAME", "GRAPH", "MARK", "NEWS", "OK", "RESULT", "Runner", "Server", "main",
+    "use_code",
+]  # fmt: skip
 
 FRAME = struct.Struct("<II")
 # body length, sequence, flags, started, ended, digest, and the lengths of the six parts
@@ -132,8 +136,11 @@ class Runner:
     def __init__(self, read: Callable[[str], Any], spool: str | None = None) -> None:
         self.read = read
         self.spool = spool
+        self.code: str | None = None  # digest of the stored modules that this process runs
         self._functions: OrderedDict[str, Any] = OrderedDict()
         self._fingerprint: Callable[[Any], str | None] | None = None
+        self._parts: Callable[[Any], dict[str, str] | None]
+        self._wants_parts = False
         self._looked = False
 
     def run(self, call: dict[str, Any]) -> Result:
@@ -147,6 +154,7 @@ class Runner:
         try:
             kind = call["kind"]
             resolver = _Resolver(self.read, call.get("values") or {})
+            self._wants_parts = bool(call.get("parts"))
             args = [resolver.resolve(reference) for reference in call["args"]]
             kwargs = {key: resolver.resolve(ref) for key, ref in call["kwargs"].items()}
             if kind == "sublattice" or kind == "build":
@@ -193,6 +201,7 @@ class Runner:
             kwargs,
             defaults=call.get("defaults"),
             replacements={key: bytes(self.read(digest)) for key, digest in replacements.items()},
+            code=self.code,
         )
         sink = _Sink(self.spool)
         sink.write(data)
@@ -243,18 +252,25 @@ class Runner:
         try:
             if not self._looked:
                 self._looked = True
-                path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "values.py")
+                folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "values")
+                path = os.path.join(folder, "__init__.py")
                 if os.path.exists(path):
                     from importlib.util import module_from_spec, spec_from_file_location
 
-                    spec = spec_from_file_location("_chelate_values", path)
+                    spec = spec_from_file_location(
+                        "_chelate_values", path, submodule_search_locations=[folder]
+                    )
                     assert spec is not None
                     assert spec.loader is not None
                     module = module_from_spec(spec)
                     sys.modules["_chelate_values"] = module
                     spec.loader.exec_module(module)
-                    self._fingerprint = module.fingerprint
-            return None if self._fingerprint is None else self._fingerprint(value)
+                    self._fingerprint, self._parts = module.fingerprint, module.parts
+            if self._fingerprint is None:
+                return None
+            whole = self._fingerprint(value)
+            parts = self._parts(value) if self._wants_parts and whole is not None else None
+            return whole if parts is None else f"{whole} {json.dumps(parts)}"
         except Exception:
             return None
 
@@ -450,6 +466,7 @@ class Server:
         self.context = types.ModuleType("_chelate_task_context")
         self.streams = [_Stream(1, "stdout"), _Stream(2, "stderr")]
         self.runner = Runner(self.read)
+        self.refused: Result | None = None  # what every task gets when none can run here
 
     def read(self, digest: str) -> Any:
         data = self.blobs.get(digest)
@@ -470,6 +487,12 @@ class Server:
             return
         sys.path[:] = hello[0]["path"] + ([] if hello[0]["replace"] else sys.path)
         self.runner.spool = hello[0]["spool"]
+        if hello[0].get("code"):
+            self.runner.code, archive = hello[0]["code"]
+            try:
+                use_code(self.runner.code, archive, hello[0]["spool"])
+            except (OSError, ValueError) as error:
+                self.refused = _no_code(error)
         self.say({"ready": self.pid})
         while True:
             self.mark[:8] = b"\0" * 8
@@ -531,7 +554,7 @@ class Server:
             if wanted is not None and wanted != here:
                 result = _refusal(wanted, here)
             else:
-                result = self.enter(folder) or self.runner.run(call)
+                result = self.refused or self.enter(folder) or self.runner.run(call)
             self.in_task = False
         except Terminated as error:
             result = {"ok": False, "reason": "TERMINATED", "error": _text(error)}, b"", b""
@@ -689,6 +712,93 @@ def read_slice(descriptor: int, start: int, end: int) -> bytes:
     head = os.pread(descriptor, KEPT_HEAD, start)
     tail = os.pread(descriptor, KEPT_TAIL, end - KEPT_TAIL)
     return head + b"\n[chelate: %d bytes of output are left out here]\n" % cut + tail
+
+
+def use_code(digest: str, archive: str, spool: str) -> None:
+    """Make imports of the user's modules give the stored code; call it before any of them.
+
+    While the live files equal the stored ones nothing is done, so that data files beside them are
+    found. Else the archive is unpacked once below ``spool`` and comes first on the path.
+
+    Raises:
+        OSError: the archive cannot be read or unpacked.
+        ValueError: it is damaged.
+    """
+    with open(archive, "rb") as file:
+        data = file.read()
+    if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
+        raise ValueError(f"the file {archive} is damaged")
+    # The index is the first entry and stored plainly, so most workers never load zipfile.
+    size, name, extra = struct.unpack_from("<IHH", data, 22)
+    start = 30 + name + extra
+    index = json.loads(data[start : start + size])
+    if _is_live(index):
+        return
+    target = os.path.join(spool, f"code-{digest}")
+    if not os.path.isdir(target):
+        _unpack(archive, index["files"], target)
+    sys.path.insert(0, target)
+
+
+def _is_live(index: Header) -> bool:
+    path = {os.path.realpath(entry) for entry in sys.path}
+    if not path.issuperset(os.path.realpath(root) for root in index["roots"]):
+        return False
+    for size, digest, original in index["files"].values():
+        try:
+            if original is None or os.stat(original).st_size != size:
+                return False
+            with open(original, "rb") as file:
+                if hashlib.blake2b(file.read(), digest_size=32).hexdigest() != digest:
+                    return False
+        except OSError:
+            return False
+    return True
+
+
+def _unpack(archive: str, files: dict[str, Any], target: str) -> None:
+    import shutil
+    import zipfile
+
+    temporary = f"{target}.{os.getpid()}"
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(temporary, files)
+    # What is not code of the user is not stored; lend it from beside the code, if that is here.
+    folders = {}
+    for name, (_, _, original) in files.items():
+        if original is not None:
+            folders[name.rpartition("/")[0]] = os.path.dirname(original)
+    for folder, original in folders.items():
+        if os.path.isdir(original):
+            _lend(original, os.path.join(temporary, folder), packaged=folder != "")
+    try:
+        os.rename(temporary, target)
+    except OSError:  # another worker was first
+        shutil.rmtree(temporary)
+        if not os.path.isdir(target):
+            raise
+
+
+def _lend(original: str, folder: str, *, packaged: bool) -> None:
+    """Links to data files and, in a package, to folders of them."""
+    with os.scandir(original) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                data = packaged and os.access(entry.path, os.R_OK) and entry.name != "__pycache__"
+                data = data and not any(n.endswith(".py") for n in os.listdir(entry.path))
+            else:
+                data = not entry.name.endswith((".py", ".pyc"))
+            here = os.path.join(folder, entry.name)
+            if data and not os.path.lexists(here):
+                os.symlink(entry.path, here)
+
+
+def _no_code(error: Exception) -> Result:
+    text = (
+        "The stored code of the workflow's own modules cannot be used here "
+        f"({type(error).__name__}: {error}); dispatch the workflow again from its source."
+    )
+    return {"ok": False, "reason": "ENV_MISSING", "error": text}, b"", b""
 
 
 def _refusal(wanted: str, here: str) -> Result:

@@ -9,7 +9,8 @@ import tracemalloc
 
 import pytest
 
-from chelate.client import electron, lattice
+from chelate.client.electron import electron
+from chelate.client.lattice import lattice
 
 MICROSECONDS = 10
 BYTES = 1024

@@ -12,16 +12,10 @@ import threading
 import pytest
 
 from chelate.bundle import Bundle
-from chelate.client import (
-    Electron,
-    Lattice,
-    build_in_worker,
-    electron,
-    lattice,
-    pickle_lattice,
-    task_names,
-    wait_for,
-)
+from chelate.client.build import build_in_worker, task_names, wait_for
+from chelate.client.codec import pickle_lattice
+from chelate.client.electron import Electron, electron
+from chelate.client.lattice import Lattice, lattice
 from chelate.errors import (
     BuildError,
     ConfigError,
@@ -223,6 +217,31 @@ def test_callables_of_every_kind(run):
     ]  # fmt: skip
     names = [node.name for node in workflow.build_graph(2).tasks()]
     assert names[7:12] == ["sqrt", "<lambda>", "pair", "pair", "max"]
+
+
+class Study:
+    """A lattice and a sub-workflow as methods."""
+
+    def __init__(self, base):
+        self.base = base
+
+    @lattice(executor="dask")
+    def flow(self, value):
+        return self.inner(value) + self.base
+
+    @electron
+    @lattice
+    def inner(self, value):
+        return task_1(value, self.base)
+
+
+def test_lattices_as_methods(run):
+    study = Study(10)
+    assert run(study.flow, 1) == 21
+    assert study.flow(1) == 21
+    assert Study.flow(study, 1) == 21
+    assert study.flow.name == "flow"
+    assert study.flow.metadata["executor"]["name"] == "dask"
 
 
 def test_outside_a_lattice_everything_is_the_plain_function():

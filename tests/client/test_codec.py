@@ -11,15 +11,10 @@ import threading
 
 import pytest
 
-from chelate.client import (
-    electron,
-    lattice,
-    load_value,
-    pickle_function,
-    pickle_lattice,
-    pickle_value,
-)
+from chelate.client.codec import load_value, pickle_function, pickle_lattice, pickle_value
 from chelate.client.context import get_context
+from chelate.client.electron import electron
+from chelate.client.lattice import lattice
 from chelate.errors import SerializationError, UserError
 
 LOCK = threading.Lock()
@@ -136,7 +131,8 @@ def test_bytes_that_cannot_be_loaded():
 
 SCRIPT = """
     import dataclasses, operator, pickle, sys
-    from chelate.client import electron, lattice
+    from chelate.client.electron import electron
+    from chelate.client.lattice import lattice
 
     @electron
     def helper(value):

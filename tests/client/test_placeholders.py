@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chelate.client import electron, lattice
+from chelate.client.electron import electron
+from chelate.client.lattice import lattice
 from chelate.errors import BuildError, ForeignPlaceholderError, GraphError
 
 Point = namedtuple("Point", "x y")

@@ -11,6 +11,7 @@ from chelate.client.frames import raising_line
 from chelate.client.placeholder import Placeholder, state_of
 from chelate.client.recorder import Build, active_build
 from chelate.client.signature import Parameters
+from chelate.client.snapshot import snapshot
 from chelate.errors import BuildError, ChelateError, GraphError
 from chelate.graph import Graph, Kind
 
@@ -26,8 +27,11 @@ def build_bundle(
     kwargs: dict[str, Any],
     defaults: Mapping[str, Any] | None = None,
     replacements: Mapping[str, Any] | None = None,
+    code: str | None = None,
 ) -> Bundle:
-    """What ``Lattice.build`` gives; see there."""
+    """What ``Lattice.build`` gives; see there. ``code`` is the digest of a stored snapshot that
+    this process runs; without one, a snapshot is taken.
+    """
     from chelate.client.electron import Electron
 
     function = lattice.workflow_function
@@ -56,6 +60,9 @@ def build_bundle(
                 f"{f', at {line}' if line else ''}: {type(error).__name__}: {error}"
             ) from error
         build.finish(value)
+    # After the function ran, since it may import.
+    archive = snapshot() if code is None else None
+    build.graph.code = code if archive is None else bundle.add(archive)
     return bundle
 
 
@@ -66,8 +73,12 @@ def build_in_worker(
     *,
     defaults: Mapping[str, Any] | None = None,
     replacements: Mapping[str, bytes] | None = None,
+    code: str | None = None,
 ) -> bytes:
     """Build a sub-workflow from real values; the bytes of its bundle.
+
+    ``code`` is the digest of the snapshot that this worker was started with; the sub-workflow
+    runs the same, and the bundle names it without holding it.
 
     ``lattice_pickle`` and the values of ``replacements`` are what ``pickle_lattice`` made of a
     lattice, and of electrons or functions.
@@ -78,9 +89,7 @@ def build_in_worker(
     """
     lattice = load_value(lattice_pickle)
     targets = {name: load_value(data) for name, data in (replacements or {}).items()}
-    bundle: Bundle = lattice.build(
-        tuple(args), dict(kwargs), defaults=defaults, replacements=targets
-    )
+    bundle = build_bundle(lattice, tuple(args), dict(kwargs), defaults, targets, code)
     return bundle.to_bytes()
 
 

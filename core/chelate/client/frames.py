@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from bisect import bisect_right
 from types import CodeType, FrameType, TracebackType
 
 __all__ = ["LineFinder", "current_line", "is_own", "raising_line"]
@@ -50,11 +51,11 @@ def raising_line(error: BaseException, function: object) -> str:
 class LineFinder:
     """``current_line`` for the hot path: a call site is looked up once per build."""
 
-    __slots__ = ("_codes", "_lines")
+    __slots__ = ("_lines", "_tables")
 
     def __init__(self) -> None:
         # Identities are safe as keys because the code objects are kept alive beside them.
-        self._codes: dict[int, CodeType] = {}
+        self._tables: dict[int, tuple[CodeType, list[int], list[int]]] = {}
         self._lines: dict[tuple[int, int], str | None] = {}
 
     def __call__(self, frame: FrameType | None) -> str:
@@ -66,10 +67,21 @@ class LineFinder:
             try:
                 line = lines[key]
             except KeyError:
-                self._codes[id(code)] = code
-                own = is_own(code.co_filename)
-                line = lines[key] = None if own else _text(code.co_filename, frame.f_lineno)
+                line = lines[key] = self._find(code, frame.f_lasti)
             if line is not None:
                 return line
             frame = frame.f_back
         return ""
+
+    def _find(self, code: CodeType, offset: int) -> str | None:
+        if is_own(code.co_filename):
+            self._tables.setdefault(id(code), (code, [], []))
+            return None
+        # frame.f_lineno reads the table from its start each time, which long bodies would feel.
+        table = self._tables.get(id(code))
+        if table is None:
+            spans = [(start, line) for start, _, line in code.co_lines() if line is not None]
+            table = self._tables[id(code)] = (code, [s for s, _ in spans], [n for _, n in spans])
+        _, starts, numbers = table
+        place = bisect_right(starts, offset) - 1
+        return _text(code.co_filename, numbers[place] if place >= 0 else code.co_firstlineno)

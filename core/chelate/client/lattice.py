@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, overload
 
 from chelate.bundle import Bundle
@@ -63,6 +63,12 @@ class Lattice:
             return self.workflow_function(*args, **kwargs)
         with build.inlined(self.options):
             return self.workflow_function(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Lattice:
+        if instance is None or not isinstance(self.workflow_function, FunctionType):
+            return self
+        bound = MethodType(self.workflow_function, instance)
+        return Lattice(bound, name=self.name, options=self.options, triggers=self.triggers)
 
     def __repr__(self) -> str:
         return f"<lattice {self.name}>"

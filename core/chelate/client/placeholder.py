@@ -211,6 +211,7 @@ _new = object.__new__
 
 
 def make_placeholder(recorder: Recorder, node_id: int, path: tuple[Step, ...] = ()) -> Placeholder:
+    """The output of a node, or the part of it at the end of ``path``."""
     placeholder = _new(Placeholder)
     _set_state(placeholder, (recorder, node_id, path))
     return placeholder

@@ -7,9 +7,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chelate.client.codec import ATOMS, pickle_function, pickle_lattice
+from chelate.client.fingerprint import fingerprint_function
 from chelate.client.frames import LineFinder, current_line
 from chelate.client.options import Options
 from chelate.client.placeholder import Placeholder, StarredPart, make_placeholder
@@ -182,7 +184,9 @@ class Build(Values):
         else:
             options = options.over(self._workflow_options())
             data = pickle_lattice(lattice.inheriting(self._defaults))
-        entry.function = self._function(data, target.name, entry.parameters.all_names())
+        entry.function = self._function(
+            data, target.name, entry.parameters.all_names(), target.plain_function, options
+        )
         entry.policy = self._policy(options)
         self._entries[id(electron)] = entry
         return entry
@@ -276,13 +280,42 @@ class Build(Values):
     def _workflow_options(self) -> Options:
         return Options(executor=self._defaults.workflow_executor, reuse=self._defaults.reuse)
 
-    def _function(self, data: bytes, name: str, parameters: tuple[str, ...] = ()) -> int:
+    def _function(
+        self,
+        data: bytes,
+        name: str,
+        parameters: tuple[str, ...] = (),
+        live: Callable[..., Any] | None = None,
+        options: Options | None = None,
+    ) -> int:
         key = (self.store(data), name)
         index = self._functions.get(key)
-        if index is None:
-            index = self._functions[key] = len(self.graph.functions)
-            self.graph.functions.append(Function(key[0], name, parameters))
+        if index is not None:
+            return index
+        function = Function(key[0], name, parameters)
+        if live is not None and options is not None:
+            function = self._fingerprinted(function, live, options)
+        index = self._functions[key] = len(self.graph.functions)
+        self.graph.functions.append(function)
         return index
+
+    def _fingerprinted(
+        self, function: Function, live: Callable[..., Any], options: Options
+    ) -> Function:
+        taken = fingerprint_function(
+            live,
+            version=options.version,
+            depends_on=options.depends_on or (),
+            ignore=options.ignore or (),
+        )
+        manifest = json.dumps(taken.manifest, sort_keys=True, separators=(",", ":"))
+        return replace(
+            function,
+            ast=taken.ast,
+            code=taken.code,
+            manifest=self.store(manifest.encode()),
+            ignore=tuple(options.ignore or ()),
+        )
 
     def _policy(self, options: Options) -> int:
         policy = options.policy()

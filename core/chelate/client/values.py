@@ -12,6 +12,7 @@ from chelate.digest import digest_bytes
 from chelate.errors import ForeignPlaceholderError, GraphError
 from chelate.graph import Graph, Reference
 from chelate.model import ValueRef
+from chelate.values import fingerprint
 
 __all__ = ["Values"]
 
@@ -63,13 +64,15 @@ class Values:
         if type(value) in (str, bytes) and len(value) >= _LARGE:
             known = self._large.get(id(value))
             if known is None:
-                data = pickle.dumps(value, PROTOCOL)
-                known = self._large[id(value)] = (value, ValueRef(self.store(data), len(data)))
+                known = self._large[id(value)] = (value, self._stored(value))
             return known[1]
+        return self._stored(value)
+
+    def _stored(self, value: Any) -> ValueRef:
         data = pickle.dumps(value, PROTOCOL)
         digest = digest_bytes(data)
         self.blobs[digest] = data
-        return ValueRef(digest, len(data))
+        return ValueRef(digest, len(data), fingerprint(value))
 
     def keep(self, value: Any, what: str, portable: bool = False) -> ValueRef:
         """Store a value as it is now, so that later changes of it do not count."""
@@ -80,7 +83,7 @@ class Values:
             data = pickle.dumps(value, PROTOCOL)  # far cheaper than setting up cloudpickle
         else:
             data = pickle_portable(value, what) if portable else pickle_value(value, what)
-        return ValueRef(self.store(data), len(data))
+        return ValueRef(self.store(data), len(data), fingerprint(value))
 
     def output(self, placeholder: Placeholder) -> Reference:
         recorder: Any

@@ -209,7 +209,8 @@ class Outcome:
 
     On success ``payload`` is the pickled result, as bytes or as a file the kernel may move into
     its store; ``digest`` the payload's digest where the worker has already computed it, and
-    ``fingerprint`` the value's fingerprint. For a sub-workflow, ``graph`` is True and the payload
+    ``fingerprint`` the value's fingerprint, ``parts`` those of its items when the call asked for
+    them (``"parts": true``). For a sub-workflow, ``graph`` is True and the payload
     a bundle (``chelate.bundle``). On failure ``error`` is the traceback text (the user's own
     frames) and ``exception`` the pickled exception when it can be pickled.
     """
@@ -219,6 +220,7 @@ class Outcome:
     payload: bytes | Path | None = None
     digest: str | None = None
     fingerprint: str | None = None
+    parts: dict[str, str] | None = None
     graph: bool = False
     reason: Reason | None = None
     error: str | None = None

@@ -94,8 +94,13 @@ class ResultStore(ABC):
     # -- writing ------------------------------------------------------------------------------
 
     @abstractmethod
-    def add_dispatch(self, record: DispatchRecord, blobs: Mapping[str, bytes]) -> bool:
-        """Insert a dispatch with its blobs, durably; False when the id exists already."""
+    def add_dispatch(
+        self,
+        record: DispatchRecord,
+        blobs: Mapping[str, bytes],
+        facts: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Insert a dispatch with its blobs and facts, durably; False when the id exists already."""
 
     @abstractmethod
     def commit(self, kernel_id: str, commit: Commit, seen: int) -> list[CancelRequest]:

@@ -50,6 +50,8 @@ class Mark(NamedTuple):
 class Link:
     """A running worker. ``on_data(link, frames)`` and ``on_death(link)`` are called by the loop.
 
+    ``code`` is digest and file of the snapshot of user modules that it runs.
+
     Raises:
         OSError: the process could not be started.
     """
@@ -63,8 +65,10 @@ class Link:
         environment: Mapping[str, str],
         on_data: Callable[[Link, list[Frame]], None],
         on_death: Callable[[Link], None],
+        code: tuple[str, str] | None = None,
     ) -> None:
         self.loop = loop
+        self.code = None if code is None else code[0]
         self.on_data = on_data
         self.on_death = on_death
         self.ready = False
@@ -98,7 +102,8 @@ class Link:
         if python is not None:  # another interpreter has a library of its own
             own = (sys.prefix, sys.base_prefix)
             path = [entry for entry in path if not entry.startswith(own)]
-        self.send({"path": path, "replace": python is None, "spool": str(folder)}, [])
+        hello = {"path": path, "replace": python is None, "spool": str(folder), "code": code}
+        self.send(hello, [])
 
     def _spawn(self, python: str | None, environment: Mapping[str, str]) -> None:
         worker = Path(__file__).resolve().parent.parent / "worker.py"

@@ -59,7 +59,8 @@ class Message:
         task = record.task
         call = task.call
         own = task.key if call.get("defaults") or call.get("replacements") else None
-        same = (call.get("function"), call["kind"], task.name, task.dispatch_id, own)
+        split = call.get("parts")
+        same = (call.get("function"), call["kind"], task.name, task.dispatch_id, own, split)
         for index in self._heads.get(same, ()):
             if self._common[index][1] == task.context:
                 return index

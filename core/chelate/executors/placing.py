@@ -1,7 +1,8 @@
 """Placing: which task goes to which worker, and when there is a new one.
 
 A worker gets at most ``CREDIT`` seconds of work ahead, judged by what the same function took
-before, so a slow task is never followed by a prefetched queue.
+before, so a slow task is never followed by a prefetched queue. A worker runs tasks of one snapshot
+of the user's code; an idle one is replaced when tasks of another need its place.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from chelate.api import BlobMissingError, JobState, Outcome, Reason, StoreError
 from chelate.executors import process_tree
+from chelate.executors.backlog import Backlog
 from chelate.executors.link import Frame, Link
 from chelate.executors.message import Message
 from chelate.executors.record import MemoryWatch, Record
@@ -27,7 +29,7 @@ __all__ = ["STALLED", "Placing"]
 CREDIT = 0.002  # seconds of work ahead of a worker
 BATCH = 256
 STALLED = 0.01  # a worker this long in one task gives back what waits behind it
-PATIENCE = 0.5  # a job of several slots waits this long before narrow ones stop passing it
+PATIENCE = 0.5  # a job of several slots, or of other code, waits this long while others pass it
 STARTS = 3  # workers that may die at their start before tasks fail of it
 
 
@@ -56,7 +58,7 @@ class Placing(ABC):
         self._version = "{}.{}".format(*sys.version_info)
         self._environment = dict(environment)
         self._links: list[Link] = []
-        self._narrow: deque[Record] = deque()
+        self._narrow = Backlog()
         self._wide: deque[Record] = deque()
         self._costs: dict[str, float] = {}
         self._number = 0
@@ -67,11 +69,14 @@ class Placing(ABC):
 
     def submit(self, record: Record) -> None:
         """Queue a task; it is sent in the loop's next round, together with its neighbours."""
+        record.queued_at = self.loop.time()
         if record.wide:
-            record.queued_at = self.loop.time()
             self._wide.append(record)
         else:
-            self._narrow.append(record)
+            self._narrow.add(record)
+        self._wake()
+
+    def _wake(self) -> None:
         if not self._pumping:
             self._pumping = True
             self.loop.call_soon(self._pump)
@@ -84,9 +89,12 @@ class Placing(ABC):
         while self._wide and self._place(self._wide[0]):
             self._wide.popleft()
         if not self._wide or now - self._wide[0].queued_at < PATIENCE:
-            for link in self._links:
-                while self._narrow and self._feed(link):
-                    continue
+            if any(self._overdue(code, now) for code in self._narrow.codes()):
+                self._grow()
+            if not any(self._overdue(code, now) for code in self._narrow.codes()):
+                for link in self._links:
+                    while self._narrow and self._feed(link):
+                        continue
             self._grow()
         if not self._ticking and any(len(link.outstanding) > 1 for link in self._links):
             self._ticking = True
@@ -100,21 +108,25 @@ class Placing(ABC):
         stalled = busy and self.loop.time() - link.progress > STALLED
         if stalled or not (busy or self._free):
             return False
-        share = -(-len(self._narrow) // len(self._links))
+        queue = self._narrow.queue(link.code)
+        if queue is None:
+            return False
+        share = -(-len(queue) // sum(other.code == link.code for other in self._links))
         batch: list[Record] = []
         ahead = link.ahead if busy else 0.0
-        while self._narrow and len(batch) < min(BATCH, share):
-            record = self._narrow[0]
+        while queue and len(batch) < min(BATCH, share):
+            record = queue[0]
             if record.final:
-                self._narrow.popleft()
+                queue.popleft()
                 continue
             cost = self._costs.get(record.function, CREDIT * 2)
             if (busy or batch) and ahead + cost > CREDIT:
                 break
-            self._narrow.popleft()
+            queue.popleft()
             record.cost = cost
             ahead += cost
             batch.append(record)
+        self._narrow.queue(link.code)  # forgets it once it is empty
         if not batch:
             return False
         if not busy:
@@ -133,13 +145,14 @@ class Placing(ABC):
             return False
         devices = tuple(self._devices[:gpus])
         idle = [link for link in self._links if not link.outstanding and not link.leaving]
-        fitting = [link for link in idle if link.devices == devices]
+        code = record.job.code
+        fitting = [link for link in idle if (link.devices, link.code) == (devices, code)]
         link = next((link for link in fitting if link.ready), None)
         if link is None:
             if not fitting:
-                if not self._make_room() and idle:
+                if not self._make_room(code) and idle:
                     idle[0].retire()
-                self._start(devices)
+                self._start(devices, record)
             return False
         record.devices = devices
         del self._devices[:gpus]
@@ -153,31 +166,52 @@ class Placing(ABC):
 
     def _grow(self) -> None:
         """Start workers while there is work for more of them than there are."""
-        while self._narrow and self._free:
-            plain = [link for link in self._links if not link.leaving and not link.devices]
-            starting = sum(not link.ready for link in plain)
-            cost = self._costs.get(self._narrow[0].function, 1.0)
-            enough = starting >= len(self._narrow) or len(self._narrow) * cost < 0.02 * starting
-            if enough or not self._make_room() or not self._start(()):
-                return
+        for code in self._narrow.codes():
+            while self._free and (queue := self._narrow.queue(code)):
+                plain = [link for link in self._plain() if link.code == code]
+                starting = sum(not link.ready for link in plain)
+                cost = self._costs.get(queue[0].function, 1.0)
+                enough = starting >= len(queue) or len(queue) * cost < 0.02 * starting
+                if enough or not self._make_room(code) or not self._start((), queue[0]):
+                    break
 
-    def _make_room(self) -> bool:
-        """Whether one more worker may start, in the place of an idle one of other devices."""
+    def _plain(self) -> list[Link]:
+        return [link for link in self._links if not link.leaving and not link.devices]
+
+    def _overdue(self, code: str | None, now: float) -> bool:
+        """Whether tasks of this code have waited long, and no worker is there that could take them.
+
+        Then no other narrow task is sent, so that the next worker to fall idle makes room.
+        """
+        queue = self._narrow.queue(code)
+        if not queue or now - queue[0].queued_at < PATIENCE:
+            return False
+        return all(link.code != code for link in self._plain())
+
+    def _make_room(self, code: str | None) -> bool:
+        """Whether one more worker may start, in the place of an idle one of other use."""
         active = [link for link in self._links if not link.leaving]
         if len(active) < self._slots:
             return True
+        needed = {record.job.code for record in self._wide if not record.final}
+        overdue = self._overdue(code, self.loop.time())
         for link in active:
-            if link.devices and link.ready and not link.outstanding:
+            if not link.ready or link.outstanding:
+                continue
+            unused = link.code not in needed and self._narrow.queue(link.code) is None
+            if link.devices or (link.code != code and (unused or overdue)):
                 link.retire()
                 return True
         return False
 
-    def _start(self, devices: tuple[str, ...]) -> bool:
+    def _start(self, devices: tuple[str, ...], record: Record) -> bool:
+        """Start a worker for a task; its code must be that task's."""
         environment = dict(self._environment)
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         self._number += 1
         try:
+            code = self._archive(record)
             link = Link(
                 self.loop,
                 self.folder,
@@ -186,6 +220,7 @@ class Placing(ABC):
                 environment,
                 self._received,
                 self._died,
+                code,
             )
             if self._guardian is None:
                 self._guardian = subprocess.Popen(
@@ -196,9 +231,37 @@ class Placing(ABC):
         except OSError as error:
             self._start_failed(f"the process could not be started: {error}", final=True)
             return False
+        except StoreError as error:
+            self._no_code(record.job.code, error)
+            return False
         self._links.append(link)
         link.devices = devices
         return True
+
+    def _archive(self, record: Record) -> tuple[str, str] | None:
+        """Digest and file of the stored code that a task needs."""
+        code = record.job.code
+        if code is None:
+            return None
+        path = record.job.blobs.path(code)
+        if path is None:
+            path = self.folder / f"{code}.zip"
+            if not path.exists():
+                part = path.with_suffix(".part")
+                part.write_bytes(record.job.blobs.read(code))
+                part.replace(path)
+        return code, str(path.absolute())
+
+    def _no_code(self, code: str | None, error: StoreError) -> None:
+        for record in (*self._narrow, *self._wide):
+            if record.job.code == code and not record.final:
+                self._fail(
+                    record,
+                    Reason.ENV_MISSING,
+                    f"The stored code of task {record.task.name!r} cannot be had: {error} "
+                    "Dispatch the workflow again from its source.",
+                )
+        self._wake()
 
     def _start_failed(self, why: str, *, final: bool = False) -> None:
         self._failed_starts += 1
@@ -277,7 +340,10 @@ class Placing(ABC):
             if record.cancelled:
                 self._cancelled(record)
             else:
-                (self._wide if record.wide else self._narrow).appendleft(record)
+                if record.wide:
+                    self._wide.appendleft(record)
+                else:
+                    self._narrow.put_back(record)
 
     def _cancelled(self, record: Record) -> None:
         """A task that never started has been taken back."""

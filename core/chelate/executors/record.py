@@ -90,12 +90,14 @@ def outcome_of(key: str, frame: Frame) -> Outcome:
     """The outcome that a worker's frame tells."""
     _, flags, started, ended, digest, meta, fingerprint, payload, exception, out, err = frame
     if flags & OK:
+        whole, _, parts = fingerprint.decode().partition(" ")
         return Outcome(
             key,
             True,
             Path(os.fsdecode(payload)) if flags & FILE else payload,
             digest.decode(),
-            fingerprint.decode() or None,
+            whole or None,
+            json.loads(parts) if parts else None,
             bool(flags & GRAPH),
             stdout=out,
             stderr=err,

@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from chelate.contracts.executor import Job, JobHandle
@@ -42,6 +43,7 @@ __all__ = ["Engine"]
 
 _LOG = logging.getLogger("chelate.engine")
 _ADOPT_EVERY = 1.0
+_DEFECTS = 3  # turns of one dispatch that may fail
 
 
 class Engine:
@@ -64,6 +66,8 @@ class Engine:
         self._ended = threading.Condition()
         self._running: set[str] = set()  # guarded by _ended
         self._broken: dict[str, str] = {}  # guarded by _ended
+        self._defects: Counter[str] = Counter()
+        self._early: dict[str, list[CancelRequest]] = {}  # for dispatches not yet begun
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="chelate-kernel", daemon=True)
 
@@ -87,6 +91,11 @@ class Engine:
     def poke(self) -> None:
         """Look at once for cancels and orphaned dispatches."""
         self._inbox.put(None)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopping
 
     def running(self) -> list[str]:
         """Ids of dispatches this kernel is running, sub-workflows left out."""
@@ -135,19 +144,18 @@ class Engine:
     # -- the loop -----------------------------------------------------------------------------
 
     def _main(self) -> None:
-        while not self._stopping:
+        while True:
             items = self._receive()
             if self._stopping:
                 return
             try:
                 self._turn(items)
             except StoreUnavailableError as error:
-                if not self._stopping:
-                    _LOG.error("The kernel stops: %s", error)
-                return
-            except Exception as error:
+                _LOG.error("Nothing goes on until the store works again: %s", error)
+                self._reload(items)
+            except Exception as error:  # noqa: BLE001 - a defect must not take all dispatches along
                 _LOG.exception("A turn of the kernel failed; every dispatch is read again.")
-                self._reload(error)
+                self._reload(items, error)
 
     def _receive(self) -> list[Any]:
         """Everything in the inbox; waits for the first item, a timer or the next look around."""
@@ -178,13 +186,13 @@ class Engine:
         for dispatch_id, facts in events.items():
             self._apply(dispatch_id, facts)
         self._decide_and_store(intake, orders)
-        self._lanes.carry_out(orders)
 
     def _begin(self, record: DispatchRecord, graph: Graph) -> None:
-        live = LiveDispatch.of(record, graph)
+        live = LiveDispatch.of(record, graph, self.store)
         self._live[record.dispatch_id] = live
         live.begin(time.time())
         live.machine.start()
+        self._heed(self._early.pop(record.dispatch_id, []))
 
     def _apply(self, dispatch_id: str, facts: list[ev.Event]) -> None:
         live = self._live.get(dispatch_id)
@@ -204,19 +212,28 @@ class Engine:
             self._running.discard(dispatch_id)
             self._ended.notify_all()
 
-    def _reload(self, error: Exception) -> None:
-        """After a defect: trust only the store. Dispatches that fail again are set aside."""
-        for dispatch_id in list(self._live):
-            try:
-                live = LiveDispatch.load(self.store, dispatch_id, time.time())
-            except ChelateError:
-                self._set_aside(dispatch_id, f"A defect in chelate: {error!r}")
-                continue
-            if dispatch_id in self._broken:
-                self._set_aside(dispatch_id, f"A defect in chelate: {error!r}")
-                continue
-            self._broken[dispatch_id] = f"A defect in chelate: {error!r}"
-            self._live[dispatch_id] = live
+    def _reload(self, items: list[Any], defect: Exception | None = None) -> None:
+        """Trust only the store. A dispatch that keeps meeting a defect is set aside."""
+        begun = {item[0].dispatch_id for item in items if isinstance(item, tuple)}
+        for dispatch_id in [*self._live, *(begun - self._live.keys())]:
+            self._defects[dispatch_id] += defect is not None
+            why = f"A defect in chelate: {defect!r}"
+            delay = 0.1
+            while self._defects[dispatch_id] < _DEFECTS and not self._stopping:
+                try:
+                    self._live[dispatch_id] = LiveDispatch.load(
+                        self.store, dispatch_id, time.time()
+                    )
+                    break
+                except StoreUnavailableError:
+                    time.sleep(delay)
+                    delay = min(delay * 2, 5.0)
+                except ChelateError as error:
+                    why = str(error)
+                    self._defects[dispatch_id] = _DEFECTS
+            else:
+                if not self._stopping:
+                    self._set_aside(dispatch_id, why)
 
     # -- facts --------------------------------------------------------------------------------
 
@@ -232,11 +249,13 @@ class Engine:
             events.setdefault(dispatch_id, []).append(event)
         for outcome in report.outcomes:
             dispatch_id, node, attempt = split_key(outcome.key)
-            orders.release.setdefault(report.lane, []).append(outcome.key)
             live = self._live.get(dispatch_id)
-            if live is not None:
-                event = intake.event(live, outcome, node, attempt)
-                events.setdefault(dispatch_id, []).append(event)
+            if live is None:
+                continue  # whoever owns the dispatch now still needs what the job left
+            orders.release.setdefault(report.lane, []).append(outcome.key)
+            fact = intake.event(live, outcome, node, attempt)
+            if fact is not None:
+                events.setdefault(dispatch_id, []).append(fact)
 
     def _fire_timers(self, events: dict[str, list[ev.Event]]) -> None:
         now = time.monotonic()
@@ -250,6 +269,12 @@ class Engine:
         if now < self._look_due:
             return
         self._look_due = now + self.settings.poll_interval
+        try:
+            self._look_into_store(now, events)
+        except StoreUnavailableError as error:
+            _LOG.warning("The store cannot be read at present: %s", error)
+
+    def _look_into_store(self, now: float, events: dict[str, list[ev.Event]]) -> None:
         counter = self.store.change_counter()
         if counter != self._counter or self._adopt_due == 0.0:
             self._counter = counter
@@ -264,6 +289,7 @@ class Engine:
             self._seen = max(self._seen, request.seq)
             live = self._live.get(request.dispatch_id)
             if live is None:
+                self._early.setdefault(request.dispatch_id, []).append(request)
                 continue
             if request.nodes is None:
                 live.record.cancel_requested = True
@@ -284,6 +310,7 @@ class Engine:
                 self._set_aside(dispatch_id, str(error))
                 continue
             self._live[dispatch_id] = live
+            self._lanes.adopt(live)
             with self._ended:
                 self._running.add(dispatch_id)
         self._heed(self.store.cancel_requests(self.kernel_id, 0))
@@ -291,7 +318,8 @@ class Engine:
     def _check_children(self, events: dict[str, list[ev.Event]]) -> None:
         """Ends of sub-dispatches that another kernel ran, or that ended before a restart."""
         for live in self._live.values():
-            if not live.machine.counts[NodeStatus.EXPANDED] and not live.machine.cancel_requested:
+            counts = live.machine.counts
+            if not counts[NodeStatus.EXPANDED] and not counts[NodeStatus.CANCELLING]:
                 continue
             for record in live.machine.records.values():
                 child_id = record.child_id
@@ -326,7 +354,7 @@ class Engine:
             )
             if not (commit.nodes or rows):
                 break
-            requests = self._commit(commit, changed)
+            requests = self._commit(commit, changed, orders)
             if not requests:
                 break
             self._heed(requests)
@@ -334,6 +362,7 @@ class Engine:
             live.changed = False
         self._tell(changed, over)
         self._order(effects, orders)
+        self._lanes.carry_out(orders)
 
     def _settle_down(
         self,
@@ -345,11 +374,16 @@ class Engine:
         moving = True
         while moving:
             moving = False
+            for live in self._live.values():
+                live.decide()
             self._lanes.take(list(self._live.values()))
             for live in list(self._live.values()):
                 records, orders = live.machine.drain()
                 if records:
                     moving = True
+                    if live.reuse is not None and live.reuse.audits:
+                        for record in records:
+                            live.reuse.audited(record)
                     self._lanes.count(live.record.dispatch_id, records)
                     changed.setdefault(live.record.dispatch_id, {}).update(
                         {record.node_id: record for record in records}
@@ -393,7 +427,7 @@ class Engine:
             parent.machine.handle([ended], time.time())
 
     def _commit(
-        self, commit: Commit, changed: dict[str, dict[int, NodeRecord]]
+        self, commit: Commit, changed: dict[str, dict[int, NodeRecord]], orders: Orders
     ) -> list[CancelRequest]:
         """Store a turn, however long the store is unavailable: nothing is acted on before."""
         delay = 0.1
@@ -403,15 +437,18 @@ class Engine:
             except OwnershipLostError as error:
                 lost = set(error.args[1])
                 _LOG.warning("%s", error.args[0])
+                lost |= {r.dispatch_id for r in commit.created if r.parent_id in lost}
                 for dispatch_id in lost:
                     self._live.pop(dispatch_id, None)
+                    self._lanes.forget(dispatch_id)
                     changed.pop(dispatch_id, None)
                     commit.nodes.pop(dispatch_id, None)
+                orders.keep_results(lost)
                 with self._ended:
                     self._running -= lost
                     self._ended.notify_all()
                 commit.dispatches = [r for r in commit.dispatches if r.dispatch_id not in lost]
-                commit.created = [r for r in commit.created if r.parent_id not in lost]
+                commit.created = [r for r in commit.created if r.dispatch_id not in lost]
             except StoreUnavailableError as error:
                 if self._stopping:
                     raise
@@ -439,6 +476,8 @@ class Engine:
     def _order(self, effects: list[tuple[LiveDispatch, ev.Effect]], orders: Orders) -> None:
         """Turn effects into orders for the lanes; what was cancelled meanwhile is not sent."""
         for live, effect in effects:
+            if self._live.get(live.record.dispatch_id) is not live:
+                continue  # another kernel's by now, and so is the effect
             if isinstance(effect, ev.StartTimer):
                 due = time.monotonic() + effect.seconds
                 entry = (due, next(self._tick), live.record.dispatch_id, effect.event)
@@ -464,4 +503,5 @@ class Engine:
             live.parameters,
             self.store,
             lambda: record.cancel_requested,
+            record.node_id in live.taken_apart,
         )

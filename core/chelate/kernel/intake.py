@@ -13,7 +13,7 @@ from chelate.errors import GraphError, StoreError
 from chelate.kernel import events as ev
 from chelate.kernel.jobs import settle
 from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record
-from chelate.model import NodeRecord, Reason
+from chelate.model import FINAL, NodeRecord, Reason
 
 __all__ = ["Intake"]
 
@@ -32,8 +32,11 @@ class Intake:
     created: list[LiveDispatch] = field(default_factory=list)
     kept: dict[str, dict[int, NodeRecord]] = field(default_factory=dict)
 
-    def event(self, live: LiveDispatch, outcome: Outcome, node: int, attempt: int) -> ev.Event:
-        """The event that an outcome means to the dispatch's machine."""
+    def event(
+        self, live: LiveDispatch, outcome: Outcome, node: int, attempt: int
+    ) -> ev.Event | None:
+        """The event that an outcome means to the dispatch's machine; None when nothing is left
+        to tell, because the dispatch's own graph was built and has replaced the machine."""
         try:
             if outcome.ok and outcome.graph:
                 return self._built(live, outcome, node, attempt)
@@ -47,7 +50,9 @@ class Intake:
                 error=f"The task ended, but its result could not be stored: {error}",
             )
 
-    def _built(self, live: LiveDispatch, outcome: Outcome, node: int, attempt: int) -> ev.Event:
+    def _built(
+        self, live: LiveDispatch, outcome: Outcome, node: int, attempt: int
+    ) -> ev.Event | None:
         payload = outcome.payload
         bundle = Bundle.from_bytes(
             payload.read_bytes() if isinstance(payload, Path) else payload or b""
@@ -56,14 +61,16 @@ class Intake:
             node, attempt, True, started_at=outcome.started_at, ended_at=outcome.ended_at
         )
         record = live.machine.records.get(node)
-        if record is None or record.attempt != attempt or record.cancel_requested:
+        if record is None or record.attempt != attempt:
+            return None
+        if record.cancel_requested or record.child_id is not None or record.status in FINAL:
             return ended
         if node == BUILD_NODE:
             live.machine.handle([ended], time.time())
             changed, _ = live.machine.drain()
             self.kept[live.record.dispatch_id] = {row.node_id: row for row in changed}
-            live.replace_graph(bundle, self.blobs)
-            return ended
+            live.replace_graph(bundle, self.blobs, self.store)
+            return None
         if live.record.depth >= self.max_depth:
             return ev.Ended(
                 node,
@@ -77,5 +84,5 @@ class Intake:
         child, blobs = child_record(live, node, attempt, bundle, time.time(), self.kernel_id)
         self.blobs.update(blobs)
         assert bundle.graph is not None
-        self.created.append(LiveDispatch.of(child, bundle.graph))
+        self.created.append(LiveDispatch.of(child, bundle.graph, self.store))
         return ev.Built(node, attempt, child.dispatch_id)

@@ -27,6 +27,7 @@ def make_job(
     parameters: Mapping[int, str],
     store: ResultStore,
     is_cancelled: Callable[[], bool],
+    taken_apart: bool = False,
 ) -> Job:
     """The job of the node's current attempt. ``parameters`` maps parameter node to digest."""
     policy: TaskPolicy = graph.policies[node.policy]
@@ -61,6 +62,8 @@ def make_job(
         "values": values,
         "name": node.name,
     }
+    if taken_apart:
+        call["parts"] = True
     if node.kind in (Kind.SUBLATTICE, Kind.BUILD):
         call["defaults"] = dispatch.options.get("defaults")
         replacements = dispatch.options.get("replacements") or {}
@@ -101,11 +104,11 @@ def settle(
                 with payload.open("rb") as stream:
                     digest = digest_stream(stream)
             store.put_file(digest, payload, move=True)
-            output = ValueRef(digest, size, outcome.fingerprint)
+            output = ValueRef(digest, size, outcome.fingerprint, outcome.parts)
         elif payload is not None:
             digest = digest_bytes(payload)
             blobs[digest] = payload
-            output = ValueRef(digest, len(payload), outcome.fingerprint)
+            output = ValueRef(digest, len(payload), outcome.fingerprint, outcome.parts)
         else:
             return ev.Ended(
                 node,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from chelate.contracts.executor import Capabilities, Executor, Job, JobHandle, Limits
 from chelate.errors import RejectedError
 from chelate.kernel import events as ev
+from chelate.kernel.keys import split_key
 from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lanes import Lane
 from chelate.kernel.live import LiveDispatch, lane_ref
@@ -62,6 +64,11 @@ class Orders:
         elif record.handle is not None:
             self.cancel.setdefault(name, []).append(str(record.handle["key"]))
 
+    def keep_results(self, dispatch_ids: set[str]) -> None:
+        """Release no job of these dispatches: their new owner has not collected it."""
+        for name, keys in self.release.items():
+            self.release[name] = [key for key in keys if split_key(key)[0] not in dispatch_ids]
+
 
 class LaneTable:
     """Lanes by name. Used by the engine's thread only, but for ``find``."""
@@ -89,8 +96,12 @@ class LaneTable:
 
     def close(self, timeout: float) -> None:
         """Close every lane."""
-        for state in list(self._lanes.values()):
-            state.lane.close(timeout)
+        states = list(self._lanes.values())
+        for state in states:
+            state.lane.begin_close()
+        deadline = time.monotonic() + timeout
+        for state in states:
+            state.lane.join(max(0.0, deadline - time.monotonic()))
 
     def _get(self, name: str) -> _LaneState:
         state = self._lanes.get(name)
@@ -137,6 +148,13 @@ class LaneTable:
                 state.flying.add((dispatch_id, record.node_id))
             else:
                 state.flying.discard((dispatch_id, record.node_id))
+
+    def adopt(self, live: LiveDispatch) -> None:
+        """Count the attempts that an earlier kernel left in flight."""
+        for record in live.machine.records.values():
+            if record.status in _IN_FLIGHT:
+                entry = (live.record.dispatch_id, record.node_id)
+                self._get(record.executor or "").flying.add(entry)
 
     def forget(self, dispatch_id: str) -> None:
         """A dispatch left this kernel."""

@@ -10,9 +10,12 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 from chelate.contracts.executor import Executor, Job, JobHandle
 from chelate.errors import AuthenticationError, TransientError
+from chelate.kernel.lane_calls import contained
 from chelate.kernel.lane_report import LaneReport, sentence
 from chelate.kernel.lane_work import LaneWork
 
@@ -50,9 +53,13 @@ class Lane:
         self._ready.wait()
 
     def _post(self, command: Callable[[LaneWork], None]) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._obey, command)
+        self._post_to_loop(partial(self._obey, command))
+
+    def _post_to_loop(self, callback: Callable[[], None]) -> None:
+        # The loop of an executor that could not be made closes by itself, at any moment.
+        with suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(callback)
 
     def _obey(self, command: Callable[[LaneWork], None]) -> None:
         if self._work is None:
@@ -89,14 +96,16 @@ class Lane:
         executor, loop = self._executor, self._loop
         if executor is None or loop is None or self._work is None:
             return b""
-        call = executor.logs(handle, stream, offset, limit)
-        return asyncio.run_coroutine_threadsafe(call, loop).result(executor.limits.call_timeout)
+        call = contained(lambda: executor.logs(handle, stream, offset, limit), "logs")
+        answer = asyncio.run_coroutine_threadsafe(call, loop).result(executor.limits.call_timeout)
+        return answer if isinstance(answer, bytes) else b""
 
-    def close(self, timeout: float) -> None:
-        """Close the executor (which ends no job that can outlive us) and stop the thread."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._begin_close)
+    def begin_close(self) -> None:
+        """Close the executor (which ends no job that can outlive us) and end the thread."""
+        self._post_to_loop(self._begin_close)
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended; a plugin that hangs is left behind."""
         if self._thread.is_alive():
             self._thread.join(timeout)
 
@@ -128,7 +137,9 @@ class Lane:
         delay = 1.0
         while not self._closing.is_set():
             try:
-                await asyncio.wait_for(executor.open(), executor.limits.call_timeout)
+                await asyncio.wait_for(
+                    contained(executor.open, "open"), executor.limits.call_timeout
+                )
                 return True
             except AuthenticationError as error:
                 # Asking again with the same credentials can lock an account.
@@ -148,12 +159,12 @@ class Lane:
         early, self._early = self._early, []
         for command in early:
             command(work)
-        tasks = [asyncio.ensure_future(work.forever(part)) for part in work.parts()]
+        tasks = work.loops()
         await self._closing.wait()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
-            await asyncio.wait_for(executor.close(), executor.limits.call_timeout)
+            await asyncio.wait_for(contained(executor.close, "close"), executor.limits.call_timeout)
         except BaseException as error:  # noqa: BLE001
             _LOG.warning("Executor %s did not close cleanly: %s", self.name, sentence(error))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +13,9 @@ from chelate.bundle import Bundle
 from chelate.contracts.store import ResultStore
 from chelate.digest import digest_bytes
 from chelate.errors import GraphError
-from chelate.graph import Graph, Kind, Node
+from chelate.graph import Graph, Kind, Node, leaves
 from chelate.kernel.machine import Machine
+from chelate.kernel.reuse import Reuse
 from chelate.model import DispatchRecord, ExecutorRef, NodeStatus, Status, ValueRef
 
 __all__ = ["BUILD_NODE", "LiveDispatch", "child_record", "lane_name", "lane_ref"]
@@ -43,14 +46,30 @@ class LiveDispatch:
     graph: Graph
     machine: Machine
     parameters: dict[int, str] = field(default_factory=dict)
+    taken_apart: frozenset[int] = frozenset()
+    reuse: Reuse | None = None
     changed: bool = False
 
     @classmethod
-    def of(cls, record: DispatchRecord, graph: Graph) -> LiveDispatch:
+    def of(cls, record: DispatchRecord, graph: Graph, store: ResultStore) -> LiveDispatch:
         """A dispatch about to start or to be resumed."""
         live = cls(record, graph, _machine(record, graph))
-        live.parameters = _parameters(graph)
+        live._prepare(store)
         return live
+
+    def _prepare(self, store: ResultStore) -> None:
+        """What follows from the graph; what may be reused is known once the graph is built."""
+        self.parameters = _parameters(self.graph)
+        self.taken_apart = frozenset(
+            leaf[1]
+            for node in self.graph.nodes
+            for reference in node.references()
+            for leaf in leaves(reference)
+            if leaf[0] == "n" and len(leaf) > 2
+        )
+        if not self.building:
+            self.reuse = Reuse.of(store, self.record, self.graph)
+            self.machine.offered = None if self.reuse is None else []
 
     @classmethod
     def load(cls, store: ResultStore, dispatch_id: str, now: float) -> LiveDispatch:
@@ -63,8 +82,13 @@ class LiveDispatch:
         record = store.dispatch(dispatch_id)
         if record.graph is None:
             raise GraphError(f"Dispatch {dispatch_id} has no graph.")
-        live = cls.of(record, Graph.from_json(store.read(record.graph)))
-        live.machine.resume(store.nodes(dispatch_id), now)
+        live = cls.of(record, Graph.from_json(store.read(record.graph)), store)
+        if live.reuse is not None:
+            rows = store.nodes(dispatch_id)
+            live.reuse.resume(rows)
+            live.machine.resume(rows, now)
+        else:
+            live.machine.resume(store.nodes(dispatch_id), now)
         live.begin(now)
         return live
 
@@ -75,7 +99,16 @@ class LiveDispatch:
             self.record.started_at = now
             self.changed = True
 
-    def replace_graph(self, bundle: Bundle, blobs: dict[str, bytes]) -> None:
+    def decide(self) -> None:
+        """Complete the nodes that just became ready and need no run."""
+        while self.reuse is not None and (offered := self.machine.offered):
+            self.machine.offered = []
+            reused = self.reuse.decide(offered, self.machine.records)
+            self.machine.handle(reused, time.time())
+
+    def replace_graph(
+        self, bundle: Bundle, blobs: dict[str, bytes], store: ResultStore
+    ) -> None:
         """The graph was built in a worker: go on with it."""
         assert bundle.graph is not None
         data = bundle.graph.to_json()
@@ -88,7 +121,7 @@ class LiveDispatch:
         requested = self.machine.cancel_requested
         self.machine = _machine(self.record, bundle.graph)
         self.machine.cancel_requested = requested
-        self.parameters = _parameters(bundle.graph)
+        self._prepare(store)
         self.changed = True
         self.machine.start()
 
@@ -157,7 +190,7 @@ class LiveDispatch:
 
 def _machine(record: DispatchRecord, graph: Graph) -> Machine:
     lanes = [lane_name(policy.executor) for policy in graph.policies]
-    machine = Machine(record.dispatch_id, graph, lanes)
+    machine = Machine(record.dispatch_id, graph, lanes, secrets.token_hex(4))
     machine.cancel_requested = record.cancel_requested
     return machine
 
@@ -183,10 +216,12 @@ def child_record(
     name = f"{parent.record.dispatch_id}:{node_id}:{attempt}"
     options: dict[str, Any] = {
         key: parent.record.options[key]
-        for key in ("defaults", "replacements", "python")
+        for key in ("defaults", "replacements", "replacement_prints", "python", "audit")
         if key in parent.record.options
     }
     options["defaults"] = bundle.graph.metadata or options.get("defaults")
+    if parent.reuse is not None:
+        options["reuse_from"] = parent.reuse.child_of(node_id)
     record = DispatchRecord(
         dispatch_id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
         name=bundle.graph.name,

@@ -1,68 +1,52 @@
 """The state machine of one dispatch: events in, changed records and effects out.
 
 It is pure: no I/O, no clock (time comes with the call), no logging. Every pair of status and
-event is decided in ``TABLE``: a handler, ``LATE`` (old news, ignored) or ``BUG`` (impossible,
-raises :class:`~chelate.errors.MachineError`). Indexes (pending counts, ready queues) are kept,
-never rescanned, so an event costs the same in a graph of ten nodes and of a hundred thousand.
+event is decided in :data:`~chelate.kernel.transitions.TABLE`. Indexes (pending counts, ready
+queues) are kept, never rescanned, so an event costs the same in a graph of ten nodes and of a
+hundred thousand.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from chelate.errors import MachineError
-from chelate.graph import Graph, Node
+from chelate.graph import Graph
 from chelate.kernel import events as ev
-from chelate.model import FINAL, NodeRecord, NodeStatus, Reason, Status, TaskPolicy
+from chelate.kernel.ledger import Ledger
+from chelate.kernel.resuming import unresolved
+from chelate.kernel.retries import verdict
+from chelate.kernel.transitions import BUG, LATE, TABLE
+from chelate.model import FINAL, NodeRecord, NodeStatus, Reason, Status
 
-__all__ = ["BUG", "LATE", "TABLE", "Machine"]
-
-LATE = "late"
-BUG = "bug"
+__all__ = ["Machine"]
 
 S = NodeStatus
-_NEVER_RETRIED = frozenset(
-    {
-        Reason.INVALID_SPEC,
-        Reason.UNSCHEDULABLE,
-        Reason.ENV_MISMATCH,
-        Reason.ENV_MISSING,
-        Reason.PLUGIN,
-        Reason.UNPICKLABLE,
-        Reason.DEPTH,
-        Reason.AUTH,
-        Reason.RESULT_CORRUPT,
-    }
-)
 _UNSENT = frozenset({S.WAITING, S.READY, S.BACKOFF})
 
 
-class Machine:
+class Machine(Ledger):
     """The nodes of one dispatch and what may happen to them.
 
     ``records`` are live: the caller stores those named by :meth:`drain` and must not change
-    them. ``lane_of`` maps a policy index to the name of the lane that runs it.
+    them. ``lane_of`` maps a policy index to the name of the lane that runs it. ``token`` is
+    random, so that no key is ever made twice, whoever takes the dispatch over.
     """
 
-    def __init__(self, dispatch_id: str, graph: Graph, lane_of: list[str]) -> None:
+    def __init__(self, dispatch_id: str, graph: Graph, lane_of: list[str], token: str) -> None:
+        super().__init__(graph)
         self.dispatch_id = dispatch_id
-        self.graph = graph
-        self.nodes: dict[int, Node] = {node.id: node for node in graph.tasks()}
-        self.records: dict[int, NodeRecord] = {i: NodeRecord(i) for i in self.nodes}
-        self.cancel_requested = False
-        self.counts: Counter[NodeStatus] = Counter({S.WAITING: len(self.nodes)})
         self.ready: dict[str, deque[int]] = {}
+        self.offered: list[int] | None = None  # nodes that became ready for the first time
         self._lane_of = lane_of
         self._children: dict[int, list[int]] = {}
         self._pending: dict[int, int] = {}
         self._unsent: set[int] = set()
-        self._dirty: dict[int, None] = {}
-        self._effects: list[ev.Effect] = []
+        self._resumed: set[int] = set()  # looked up because an earlier kernel stopped
         self._now = 0.0
-        self._token = secrets.token_hex(4)  # a key is never made twice, whoever takes over
+        self._token = token
         for node_id, parents in graph.dependencies().items():
             self._pending[node_id] = len(parents)
             for parent in parents:
@@ -95,27 +79,16 @@ class Machine:
 
     def _resume_one(self, record: NodeRecord) -> None:
         node_id, status = record.node_id, record.status
-        if status is S.SUBMITTING or (status is S.CANCELLING and record.handle is None):
-            if record.child_id is not None:
-                self._effects.append(ev.CancelChild(node_id, record.child_id))
-            else:
-                self._effects.append(ev.LookUp(node_id))
-        elif status in (S.SUBMITTED, S.RUNNING, S.CANCELLING):
-            self._effects.append(ev.Watch(node_id))
-            if status is S.CANCELLING:
-                self._effects.append(ev.CancelJob(node_id))
-            elif status is S.RUNNING and record.due is not None:
-                left = min(max(0.0, record.due - self._now), self.policy(node_id).timeout or 0.0)
-                timed_out = ev.TimedOut(node_id, record.attempt)
-                self._effects.append(ev.StartTimer(timed_out, left))
-        elif status is S.BACKOFF:
-            left = max(0.0, (record.due or 0.0) - self._now)
-            left = min(left, self.policy(node_id).retry.max_delay)
-            self._effects.append(ev.StartTimer(ev.Due(node_id, record.attempt), left))
-        elif status is S.READY:
+        if status is S.READY:
             self._move(record, S.WAITING, store=False)
-        elif status in FINAL and status is not S.COMPLETED:
-            self._propagate(node_id, record)
+        elif status in FINAL:
+            if status is not S.COMPLETED:
+                self._propagate(node_id, record)
+        else:
+            effects = unresolved(record, self.policy(node_id), self._now)
+            self._effects += effects
+            if any(type(effect) is ev.LookUp for effect in effects):
+                self._resumed.add(node_id)
 
     def handle(self, events: Iterable[ev.Event], now: float) -> None:
         """Apply events in order. ``now`` is seconds since the epoch, for display only."""
@@ -125,6 +98,8 @@ class Machine:
                 self._cancel(event)
                 continue
             record = self.records.get(event.node)
+            if record is None and event.node < 0:
+                continue  # news of the node that built this graph
             if record is None:
                 raise MachineError(f"{type(event).__name__} for node {event.node}, unknown.")
             attempt = getattr(event, "attempt", record.attempt)
@@ -161,7 +136,9 @@ class Machine:
         record.started_at = self._now
         record.ended_at = None
         record.due = None
-        record.reason = record.error = None
+        self._resumed.discard(record.node_id)
+        record.reason = record.error = record.exception = None
+        record.stdout = record.stderr = record.usage = None
         self._unsent.add(record.node_id)
         self._move(record, S.SUBMITTING)
         self._effects.append(ev.Run(record.node_id))
@@ -173,44 +150,7 @@ class Machine:
             return self.records[node_id].status is S.SUBMITTING
         return False
 
-    def drain(self) -> tuple[list[NodeRecord], list[ev.Effect]]:
-        """Records changed since the last drain, and the effects to carry out once stored."""
-        changed = [self.records[node_id] for node_id in self._dirty]
-        effects = self._effects
-        self._dirty = {}
-        self._effects = []
-        return changed, effects
-
-    # -- what the dispatch is -----------------------------------------------------------------
-
-    def policy(self, node_id: int) -> TaskPolicy:
-        """How the node is to be treated."""
-        return self.graph.policies[self.nodes[node_id].policy]
-
-    @property
-    def open(self) -> int:
-        """How many nodes have not ended."""
-        return len(self.nodes) - sum(self.counts[status] for status in FINAL)
-
-    @property
-    def status(self) -> Status:
-        """The dispatch's status as a function of its nodes."""
-        if self.open:
-            return Status.CANCELLING if self.cancel_requested else Status.RUNNING
-        if self.counts[S.FAILED] or self.counts[S.SKIPPED]:
-            return Status.FAILED
-        if self.counts[S.CANCELLED]:
-            return Status.CANCELLED
-        return Status.COMPLETED
-
     # -- moves --------------------------------------------------------------------------------
-
-    def _move(self, record: NodeRecord, status: NodeStatus, *, store: bool = True) -> None:
-        self.counts[record.status] -= 1
-        self.counts[status] += 1
-        record.status = status
-        if store:
-            self._dirty[record.node_id] = None
 
     def _offer(self, node_id: int) -> None:
         record = self.records[node_id]
@@ -218,6 +158,8 @@ class Machine:
         self._move(record, S.READY, store=stored)
         lane = self._lane_of[self.nodes[node_id].policy]
         self.ready.setdefault(lane, deque()).append(node_id)
+        if self.offered is not None and record.attempt == 0:
+            self.offered.append(node_id)
 
     def _finish(self, record: NodeRecord, status: NodeStatus, reason: Reason | None) -> None:
         record.ended_at = record.ended_at or self._now
@@ -321,7 +263,9 @@ class Machine:
         elif event.resend:
             self._begin(record)
         else:
-            self._retry(record, Reason.LOST, "The kernel stopped before the job was known.", False)
+            stopped = record.node_id in self._resumed
+            message = record.error or "The kernel stopped before the job was known."
+            self._retry(record, Reason.LOST, message, counted=not stopped)
 
     def _on_unanswerable(self, record: NodeRecord, event: ev.Unanswerable) -> None:
         record.error = event.message
@@ -352,6 +296,8 @@ class Machine:
         elif event.ok:
             record.output, record.error = event.output, None
             self._finish(record, S.COMPLETED, None)
+        elif record.status is S.CANCELLING:
+            self._retry(record, Reason.TIMEOUT, self._too_long(record), True)
         else:
             record.exception = event.exception
             reason = event.reason or Reason.UNKNOWN
@@ -362,11 +308,13 @@ class Machine:
             if record.cancel_requested:
                 self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
                 return
-            limit = self.policy(record.node_id).timeout
-            message = f"The task ran longer than its time limit of {limit:g} s."
-            self._retry(record, Reason.TIMEOUT, message, True)
+            self._retry(record, Reason.TIMEOUT, self._too_long(record), True)
         else:
             self._retry(record, event.reason, event.message, event.counted)
+
+    def _too_long(self, record: NodeRecord) -> str:
+        limit = self.policy(record.node_id).timeout
+        return f"The task ran longer than its time limit of {limit:g} s."
 
     def _on_timed_out(self, record: NodeRecord, event: ev.TimedOut) -> None:
         self._stop(record, Reason.TIMEOUT)
@@ -376,13 +324,15 @@ class Machine:
 
     def _on_built(self, record: NodeRecord, event: ev.Built) -> None:
         record.child_id = event.child_id
-        if record.status is S.CANCELLING:
+        if record.status is S.CANCELLING and record.cancel_requested:
             self._effects.append(ev.CancelChild(record.node_id, event.child_id))
             self._dirty[record.node_id] = None
         else:
             self._move(record, S.EXPANDED)
 
     def _on_child_ended(self, record: NodeRecord, event: ev.ChildEnded) -> None:
+        if event.child_id != record.child_id:
+            return
         record.ended_at = self._now
         if record.status is S.CANCELLING or event.status is Status.CANCELLED:
             self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
@@ -413,56 +363,16 @@ class Machine:
         }
         if not counted:
             entry["counted"] = False
-        earlier = [a for a in record.attempts if a.get("counted", True)]
-        blamed = [a for a in earlier if Reason(a["reason"]).infrastructure == reason.infrastructure]
-        budget = retry.infrastructure if reason.infrastructure else retry.times
-        if reason in _NEVER_RETRIED or (counted and len(blamed) >= budget):
-            record.error = message
+        delay = verdict(record, retry, reason, counted)
+        record.error = message
+        if delay is None:
             self._finish(record, S.FAILED, reason)
             return
         record.attempts = [*record.attempts, entry]
-        record.error = message
         record.reason = reason.value
-        delay = retry.wait(len(blamed) + 1) if counted else 0.0
         if delay <= 0:
             self._offer(record.node_id)
             return
         record.due = self._now + delay
         self._move(record, S.BACKOFF)
         self._effects.append(ev.StartTimer(ev.Due(record.node_id, record.attempt), delay))
-
-
-def _table() -> dict[tuple[NodeStatus, type[Any]], str]:
-    """Every (status, event) pair. ``Cancel`` is decided in ``Machine._cancel`` for all at once."""
-    live = (S.SUBMITTING, S.SUBMITTED, S.RUNNING, S.CANCELLING, S.UNCERTAIN)
-    moves: dict[type[Any], tuple[str, tuple[NodeStatus, ...]]] = {
-        ev.Accepted: ("_on_accepted", (S.SUBMITTING, S.CANCELLING, S.UNCERTAIN)),
-        ev.Refused: ("_on_refused", (S.SUBMITTING, S.SUBMITTED, S.RUNNING, S.CANCELLING)),
-        ev.Deferred: ("_on_deferred", (S.SUBMITTING, S.CANCELLING)),
-        ev.Unsure: ("_on_unsure", (S.SUBMITTING, S.CANCELLING)),
-        ev.NotFound: ("_on_not_found", (S.SUBMITTING, S.CANCELLING)),
-        ev.Unanswerable: ("_on_unanswerable", (S.SUBMITTING, S.CANCELLING)),
-        ev.Started: ("_on_started", (S.SUBMITTING, S.SUBMITTED, S.RUNNING)),
-        ev.Ended: ("_on_ended", live),
-        ev.Gone: ("_on_gone", live),
-        ev.TimedOut: ("_on_timed_out", (S.RUNNING, S.SUBMITTED)),
-        ev.Due: ("_on_due", (S.BACKOFF,)),
-        ev.Built: ("_on_built", live),
-        ev.ChildEnded: ("_on_child_ended", (S.EXPANDED, S.CANCELLING)),
-        ev.Reused: ("_on_reused", (S.WAITING, S.READY)),
-    }
-    # Before anything was sent there can be no news of this attempt.
-    impossible = {
-        (S.WAITING, event) for event in (ev.Accepted, ev.Ended, ev.Started, ev.Built, ev.Unsure)
-    }
-    table: dict[tuple[NodeStatus, type[Any]], str] = {}
-    for event, (handler, statuses) in moves.items():
-        for status in S:
-            if status in statuses:
-                table[status, event] = handler
-            else:
-                table[status, event] = BUG if (status, event) in impossible else LATE
-    return table
-
-
-TABLE = _table()

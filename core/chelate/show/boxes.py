@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from chelate.graph import Graph, Kind, Node
 from chelate.show.marks import plain, tally
 
-__all__ = ["Box", "boxes_of", "children_of", "in_order"]
+__all__ = ["Box", "boxes_of", "children_of", "in_order", "layers_of"]
 
 SIBLINGS = 24  # more equal tasks than this side by side become one box
 MOST = 300  # with more boxes than this, everything that repeats is folded
@@ -22,7 +22,7 @@ _BANDS = 60
 
 @dataclass(slots=True)
 class Box:
-    """One task, or several equal ones. ``found`` counts words of ``MARKS``; None without statuses."""
+    """One task or several equal ones; ``found`` counts words of ``MARKS``, None if not asked."""
 
     name: str
     kind: str
@@ -75,6 +75,14 @@ def in_order(parents: list[set[int]]) -> list[int]:
     return done
 
 
+def layers_of(parents: list[set[int]]) -> list[int]:
+    """For every index the length of the longest path that leads to it."""
+    layers = [0] * len(parents)
+    for index in in_order(parents):
+        layers[index] = max((layers[parent] + 1 for parent in parents[index]), default=0)
+    return layers
+
+
 def boxes_of(
     graph: Graph, statuses: Mapping[int, str] | None = None, parameters: bool = False
 ) -> list[Box]:
@@ -107,16 +115,9 @@ def _executor(graph: Graph, node: Node) -> str:
     return plain(graph.policies[node.policy].executor.name)
 
 
-def _layers(boxes: list[Box]) -> list[int]:
-    layers = [0] * len(boxes)
-    for index in in_order([box.parents for box in boxes]):
-        layers[index] = max((layers[parent] + 1 for parent in boxes[index].parents), default=0)
-    return layers
-
-
 def _fold_siblings(boxes: list[Box], most: int) -> list[Box]:
     """Merge equal boxes of one layer; no circle can arise, since edges lead to later layers."""
-    layers = _layers(boxes)
+    layers = layers_of([box.parents for box in boxes])
 
     def key(index: int) -> Hashable:
         box = boxes[index]
@@ -144,7 +145,7 @@ def _fold_rows(boxes: list[Box]) -> list[Box]:
 
 def _fold_bands(boxes: list[Box]) -> list[Box]:
     """The last resort: everything in a run of neighbouring layers becomes one box."""
-    layers = _layers(boxes)
+    layers = layers_of([box.parents for box in boxes])
     depth = max(layers) + 1
     return _merge(boxes, lambda index: ("band", layers[index] * min(_BANDS, depth) // depth))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from html import escape
@@ -112,7 +113,10 @@ def draw(
 def _svg(boxes: list[Box], title: str) -> str:
     second = [_second(box) for box in boxes]
     letters = max(
-        (max(cells(box.label) * 7.4, cells(two) * 6.2) for box, two in zip(boxes, second)),
+        (
+            max(cells(box.label) * 7.4, cells(two) * 6.2)
+            for box, two in zip(boxes, second, strict=True)
+        ),
         default=0.0,
     )
     width = min(max(letters + 44, 96.0), 236.0)
@@ -123,7 +127,7 @@ def _svg(boxes: list[Box], title: str) -> str:
     across, along = (plan.extent, deep) if downwards else (deep, plan.extent)
     legend = [MARKS[word] for word in MARKS if word in used]
     total = max(across, cells(title) * 7.6, len(legend) * 88.0) + 2 * _MARGIN
-    height = along + 2 * _MARGIN + _HEAD + (26.0 if legend else 0.0)
+    height = along + 2 * _MARGIN + _HEAD + (32.0 if legend else 0.0)
     shift = (total - 2 * _MARGIN - across) / 2 + _MARGIN
 
     def point(level: float, place: float) -> tuple[float, float]:
@@ -212,11 +216,11 @@ def _box(box: Box, second: str, x: float, y: float, width: float) -> list[str]:
 
 
 def _bar(box: Box, x: float, y: float, width: float) -> list[str]:
-    found = box.found or {}
+    found = box.found or Counter()
     total = sum(found.values()) or 1
     parts = []
-    for word in reversed(MARKS):
-        share = width * found.get(word, 0) / total
+    for word in reversed(list(MARKS)):
+        share = width * found[word] / total
         if share:
             ink = MARKS[word].ink
             parts.append(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
-from chelate.show.boxes import children_of, in_order
+from chelate.show.boxes import children_of, layers_of
 
 __all__ = ["Layout", "arrange"]
 
@@ -32,27 +34,19 @@ class Layout:
         return max(self.layers, default=-1) + 1
 
 
-def layers_of(parents: list[set[int]], late: set[int]) -> list[int]:
-    """Longest-path layers; the sources in ``late`` move next to the first that needs them."""
-    layers = [0] * len(parents)
-    for index in in_order(parents):
-        layers[index] = max((layers[parent] + 1 for parent in parents[index]), default=0)
-    children = children_of(parents)
-    for index in late:
-        if children[index]:
-            layers[index] = min(layers[child] for child in children[index]) - 1
-    return layers
-
-
-def arrange(
-    parents: list[set[int]], size: float, gap: float, late: set[int] = frozenset()  # type: ignore[assignment]
-) -> Layout:
+def arrange(parents: list[set[int]], size: float, gap: float, late: Collection[int] = ()) -> Layout:
     """Lay out boxes that are ``size`` wide across the flow and ``gap`` apart.
+
+    Sources in ``late`` move down next to the first that needs them.
 
     Time and memory are linear in boxes and edges, but for sorting within layers.
     """
     count = len(parents)
-    layers = layers_of(parents, late)
+    layers = layers_of(parents)
+    children = children_of(parents)
+    for index in late:
+        if children[index]:
+            layers[index] = min(layers[child] for child in children[index]) - 1
     edges = [(parent, child) for child in range(count) for parent in sorted(parents[child])]
     bends = sum(layers[child] - layers[parent] - 1 for parent, child in edges)
     levels = list(layers)
@@ -67,14 +61,16 @@ def arrange(
     above: list[list[int]] = [[] for _ in levels]
     below: list[list[int]] = [[] for _ in levels]
     for chain in chains:
-        for first, second in zip(chain, chain[1:]):
+        for first, second in pairwise(chain):
             below[first].append(second)
             above[second].append(first)
     rows: list[list[int]] = [[] for _ in range(max(levels, default=-1) + 1)]
     for index, level in enumerate(levels):
         rows[level].append(index)
     _order(rows, above, below)
-    places = _place(rows, above, below, [size if i < count else 0.0 for i in range(len(levels))], gap)
+    places = _place(
+        rows, above, below, [size if i < count else 0.0 for i in range(len(levels))], gap
+    )
     left = min(places, default=0.0) - size / 2
     places = [place - left for place in places]
     routes = [[(levels[index], places[index]) for index in chain] for chain in chains]
@@ -117,18 +113,19 @@ def _place(
     steps: list[list[float]] = []
     for row in rows:
         step = [0.0]
-        for first, second in zip(row, row[1:]):
+        for first, second in pairwise(row):
             step.append((sizes[first] + sizes[second]) / 2 + gap)
         steps.append(step)
         total = sum(step)
         position = -total / 2
-        for index, move in zip(row, step):
+        for index, move in zip(row, step, strict=True):
             position += move
             places[index] = position
+    pairs = list(zip(rows, steps, strict=True))
     for turn in range(_STRAIGHTENINGS):
         down = turn % 2 == 0
         near = above if down else below
-        for row, step in zip(rows, steps) if down else list(zip(rows, steps))[::-1]:
+        for row, step in pairs if down else reversed(pairs):
             wish = [_mean(near[index], places, places[index]) for index in row]
             # Both of these keep the gaps, and so does their mean, which leans to neither side.
             right = list(wish)

@@ -28,17 +28,24 @@ class Mark:
 
 # In order of urgency: a group of tasks shows the mark of the first that occurs in it.
 MARKS: Mapping[str, Mark] = {
-    mark.word: mark
-    for mark in (
-        Mark("failed", "✗", "M-4-4L4 4M4-4L-4 4", "#fde3e1", "#b3261e", "31"),
-        Mark("uncertain", "?", "M-3-3C-3-6 3-6 3-3C3-1 0-1 0 1M0 4V4.5", "#fdeedb", "#8a4b00", "33"),
-        Mark("running", "▶", "M-3-5L5 0L-3 5Z", "#dfecfd", "#0b57d0", "34"),
-        Mark("cancelled", "⊘", "M-5 0A5 5 0 1 0 5 0A5 5 0 1 0-5 0M-3 3L3-3", "#efe6f7", "#6b3fa0", "35"),
-        Mark("skipped", "↷", "M-5 3C-4-5 3-5 4 1M1-1L4 2L6-2", "#ececec", "#5f5f5f", "2"),
-        Mark("waiting", "○", "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0", "#f7f7f7", "#5f5f5f", "2"),
-        Mark("done", "✓", "M-5 0L-1 4L5-4", "#e0f3e4", "#146c2e", "32"),
+    word: Mark(word, symbol, icon, fill, ink, ansi)
+    for word, symbol, fill, ink, ansi, icon in (
+        ("failed", "✗", "#fde3e1", "#b3261e", "31", "M-4-4L4 4M4-4L-4 4"),
+        ("uncertain", "?", "#fdeedb", "#8a4b00", "33", "M-3-3C-3-6 3-6 3-3C3-1 0-1 0 1M0 4V4.5"),
+        ("running", "▶", "#dfecfd", "#0b57d0", "34", "M-3-5L5 0L-3 5Z"),
+        (
+            "cancelled",
+            "⊘",
+            "#efe6f7",
+            "#6b3fa0",
+            "35",
+            "M-5 0A5 5 0 1 0 5 0A5 5 0 1 0-5 0M-3 3L3-3",
+        ),
+        ("skipped", "↷", "#ececec", "#5f5f5f", "2", "M-5 3C-4-5 3-5 4 1M1-1L4 2L6-2"),
+        ("waiting", "○", "#f7f7f7", "#5f5f5f", "2", "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0"),
+        ("done", "✓", "#e0f3e4", "#146c2e", "32", "M-5 0L-1 4L5-4"),
     )
-}  # fmt: skip
+}
 
 _WORDS = {
     "NEW_OBJ": "waiting",

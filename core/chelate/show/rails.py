@@ -24,7 +24,7 @@ def as_lines(boxes: list[Box], title: str) -> str:
     room = _WIDTH - broad - 1 - min(max(map(cells, needs), default=0) + 4, 20)
     labels = [_label(boxes[index], executors, room) for index in order]
     column = min(max(map(cells, labels), default=0), room)
-    for rail, label, need in zip(rails, labels, needs):
+    for rail, label, need in zip(rails, labels, needs, strict=True):
         line = f"{rail:<{broad}} {label}"
         if need:
             line += " " * (column - cells(label)) + f"  ← {need}"
@@ -53,7 +53,6 @@ def _rails(boxes: list[Box], order: list[int]) -> list[str]:
     rows = []
     for index in order:
         box = boxes[index]
-        dot = worst(box.found).symbol if box.found else "·" if box.kind == Kind.PARAMETER else "●"
         used = [i for i, rail in enumerate(open_rails) if rail is not None and rail in box.parents]
         for parent in box.parents:
             left[parent] -= 1
@@ -66,7 +65,7 @@ def _rails(boxes: list[Box], order: list[int]) -> list[str]:
             spot = next(free, len(open_rails))
         if spot == len(open_rails):
             open_rails.append(None)
-        rows.append(_row(open_rails, used, over, spot, dot))
+        rows.append(_row(open_rails, used, over, spot, _dot(box)))
         for i in over:
             open_rails[i] = None
         if children[index]:
@@ -74,8 +73,14 @@ def _rails(boxes: list[Box], order: list[int]) -> list[str]:
         while open_rails and open_rails[-1] is None:
             open_rails.pop()
         if len(open_rails) > _MOST_RAILS:
-            return [worst(boxes[i].found).symbol if boxes[i].found else "●" for i in order]
+            return [_dot(boxes[i]) for i in order]
     return rows
+
+
+def _dot(box: Box) -> str:
+    if box.kind == Kind.PARAMETER:
+        return "·"
+    return worst(box.found).symbol if box.found else "●"
 
 
 def _row(rails: list[int | None], used: list[int], over: set[int], spot: int, dot: str) -> str:

@@ -43,6 +43,8 @@ def clean_text(text: str | None) -> str | None:
 def _dump_value(value: ValueRef | None) -> str | None:
     if value is None:
         return None
+    if value.parts is not None:
+        return dump_json(value.to_json())
     if value.fingerprint is None:
         return f'["{value.digest}",{value.size},null]'
     return dump_json([value.digest, value.size, value.fingerprint])
@@ -77,6 +79,7 @@ def encode_node(dispatch_id: str, node: NodeRecord) -> Row:
         node.due,
         dump_json(node.attempts) if node.attempts else None,
         None if usage is None else dump_json(usage),
+        node.decision,
     )
 
 
@@ -105,6 +108,7 @@ def decode_node(row: Sequence[Any]) -> NodeRecord:
         due=row[19],
         attempts=[] if row[20] is None else json.loads(row[20]),
         usage=None if row[21] is None else json.loads(row[21]),
+        decision=row[22],
     )
 
 

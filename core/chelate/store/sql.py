@@ -184,7 +184,12 @@ class SQLStore(StoredValues):
 
     # -- writing --------------------------------------------------------------------------------
 
-    def add_dispatch(self, record: DispatchRecord, blobs: Mapping[str, bytes]) -> bool:
+    def add_dispatch(
+        self,
+        record: DispatchRecord,
+        blobs: Mapping[str, bytes],
+        facts: Mapping[str, Any] | None = None,
+    ) -> bool:
         sql = self._sql()
         small = self._store_large(blobs)
         row = encode_dispatch(record)
@@ -194,6 +199,8 @@ class SQLStore(StoredValues):
             nonlocal added
             if sql.add_dispatch(connection, row):
                 sql.add_blobs(connection, small)
+                for name, value in (facts or {}).items():
+                    sql.set_fact(connection, name, None if value is None else dump_json(value))
                 added = True
             return added  # True also when an earlier try went through without an answer.
 

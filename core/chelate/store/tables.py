@@ -122,6 +122,7 @@ class Node(_Base, table=True):
     due: float | None
     attempts: str | None
     usage: str | None
+    decision: str | None
 
 
 class Cancel(_Base, table=True):

@@ -125,8 +125,8 @@ class StoredValues(ResultStore):
             raise self._unavailable(error) from error
 
     def path(self, digest: str) -> Path | None:
-        if not is_digest(digest):
-            return None
+        if not is_digest(digest) or self._recent.get(digest) is not None:
+            return None  # hot small values are asked for once per task: no look at the disk
         path = self._files.path(digest)
         return path if path.is_file() else None
 

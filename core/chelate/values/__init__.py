@@ -24,7 +24,7 @@ from typing import Any
 
 from .encoding import BUILTIN, SCALARS, Encoder, Unstable, combine, to_text
 from .files import File
-from .rules import HOOKS, encode
+from .rules import FOUND, HOOKS, encode
 
 __all__ = [
     "File",
@@ -86,3 +86,4 @@ def register(kind: type, function: Callable[[Any], Any]) -> None:
     if kind in SCALARS or kind in BUILTIN:
         raise ValueError(f"the fingerprint of {kind.__name__} is fixed")
     HOOKS[kind] = function
+    FOUND.clear()

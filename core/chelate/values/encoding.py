@@ -200,6 +200,7 @@ class Encoder:
         self._other = other
         self._memo: dict[int, tuple[Any, bytes]] = {}
         self._path: dict[int, int] = {}
+        self._heads: dict[tuple[str, type, tuple[str, ...]], tuple[bytes, list[Field]]] = {}
         self._levels = 0
         self._lowest = _NEVER
 
@@ -274,6 +275,9 @@ class Encoder:
             found = _uniform(values)
             if found is not None:
                 return found
+        return _layout(self._parts(values, names))
+
+    def _parts(self, values: Iterable[Any], names: Sequence[Any] | None) -> list[bytes]:
         items: list[bytes] = []
         append, part, scalars = items.append, self.part, SCALARS.get
         try:
@@ -284,7 +288,7 @@ class Encoder:
             name = len(items) if names is None else names[len(items)]
             error.where.append(name if isinstance(name, Field) else f"[{name!r:.60}]")
             raise
-        return _layout(items)
+        return items
 
     def record(self, tag: str, *values: Any, names: Sequence[str] = ()) -> list[Chunk]:
         """The encoding of anything made of parts; ``tag`` keeps the kinds apart."""
@@ -293,11 +297,17 @@ class Encoder:
 
     def fields(self, tag: str, kind: type, fields: dict[str, Any], *more: Any) -> list[Chunk]:
         """The encoding of an object by its class and its fields, in the order of their names."""
-        names = sorted(fields)
-        shown = [Field(""), *(Field(f".{name}") for name in names), *map(Field, [""] * len(more))]
-        head = (tag, class_name(kind), tuple(names))
-        row = self.row((head, *(fields[name] for name in names), *more), shown)
-        return [b"o", *row]
+        names = tuple(sorted(fields))
+        key = (tag, kind, names)
+        known = self._heads.get(key)
+        if known is None:
+            part = self.part((tag, class_name(kind), names))
+            known = self._heads[key] = part, [Field(f".{name}") for name in names]
+        head, shown = known
+        if more:
+            shown = [*shown, *map(Field, [""] * len(more))]
+        items = self._parts([*map(fields.__getitem__, names), *more], shown)
+        return [b"o", *_layout([head, *items])]
 
     def set(self, tag: bytes, values: Iterable[Any]) -> list[Chunk]:
         """The encoding of a set, whose order says nothing."""

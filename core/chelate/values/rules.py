@@ -31,16 +31,22 @@ from .arrays import LIBRARIES
 from .encoding import Chunk, Encoder, Unstable, class_name
 from .files import File
 
-__all__ = ["HOOKS", "encode"]
+__all__ = ["FOUND", "HOOKS", "encode"]
 
+Rule = Callable[[Encoder, Any], "list[Chunk]"]
 HOOKS: dict[type, Callable[[Any], Any]] = {}
+# Classes whose instances no hook and no library answers for; emptied when a hook is added.
+FOUND: weakref.WeakKeyDictionary[type, Rule] = weakref.WeakKeyDictionary()
+_LAYOUTS: weakref.WeakKeyDictionary[type, tuple[tuple[str, ...], frozenset[str]]] = (
+    weakref.WeakKeyDictionary()
+)
 _CHECKED: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
 
 def encode(encoder: Encoder, value: Any) -> list[Chunk]:
     """The rule for anything but exact scalars and exact containers."""
     kind = type(value)
-    rule = _EXACT.get(kind)
+    rule = _EXACT.get(kind) or FOUND.get(kind)
     if rule is not None:
         return rule(encoder, value)
     named = _named(encoder, value)
@@ -66,15 +72,16 @@ def encode(encoder: Encoder, value: Any) -> list[Chunk]:
             return _subclass(encoder, value, base)
     if isinstance(value, Iterator):
         raise Unstable(f"an iterator ({class_name(kind)}) can be read only once")
-    return _instance(encoder, value, kind)
+    FOUND[kind] = _instance
+    return _instance(encoder, value)
 
 
 def _answer(encoder: Encoder, value: Any, function: Callable[[Any], Any]) -> list[Chunk]:
     try:
         answer = function(value)
     except Exception as error:
-        name = class_name(type(value))
-        raise Unstable(f"the fingerprint of a {name} raised {type(error).__name__}: {error}") from error
+        raised = f"{type(error).__name__}: {error}"
+        raise Unstable(f"the fingerprint of a {class_name(type(value))} raised {raised}") from error
     if answer is None:
         raise Unstable(f"a {class_name(type(value))} says it has no stable fingerprint")
     if isinstance(value, File):
@@ -116,26 +123,40 @@ def _subclass(encoder: Encoder, value: Any, base: type) -> list[Chunk]:
     return encoder.fields("subclass", type(value), fields, _PLAIN[base](value))
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    kind = type(value)
-    found = dict(getattr(value, "__dict__", ()))
+def _layout(kind: type) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The names of a class's slots, and of its cached properties, which follow from the rest."""
+    known = _LAYOUTS.get(kind)
+    if known is not None:
+        return known
+    names: list[str] = []
+    cached: set[str] = set()
     for owner in kind.__mro__:
         slots = owner.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
             if name.startswith("__") and not name.endswith("__"):
                 name = f"_{owner.__name__.lstrip('_')}{name}"
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                found[name] = getattr(value, name)
-    # What a cached property remembers follows from the rest.
-    cached = functools.cached_property
-    return {
-        name: item
-        for name, item in found.items()
-        if not isinstance(getattr(kind, name, None), cached)
-    }
+            if name not in ("__dict__", "__weakref__"):
+                names.append(name)
+        for name, member in owner.__dict__.items():
+            if isinstance(member, functools.cached_property):
+                cached.add(name)
+    _LAYOUTS[kind] = tuple(names), frozenset(cached)
+    return _LAYOUTS[kind]
 
 
-def _instance(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
+def _fields(value: Any) -> dict[str, Any]:
+    slots, cached = _layout(type(value))
+    found = dict(getattr(value, "__dict__", ()))
+    for name in slots:
+        if hasattr(value, name):
+            found[name] = getattr(value, name)
+    for name in cached:
+        found.pop(name, None)
+    return found
+
+
+def _instance(encoder: Encoder, value: Any) -> list[Chunk]:
+    kind = type(value)
     attributes = getattr(kind, "__attrs_attrs__", None)
     if attributes is not None:
         names = [attribute.name for attribute in attributes]
@@ -193,7 +214,7 @@ def _check(value: Any, kind: type) -> str:
         if Encoder(encode).run(value) == Encoder(encode).run(twin):
             return ""
     except Unstable:
-        raise
+        raise  # a part is to blame, and it is named
     except Exception as error:  # noqa: BLE001 - whatever the class's own code raises
         return f"a {class_name(kind)} cannot be copied: {error}"
     return f"a {class_name(kind)} and its copy are pickled differently; give it __fingerprint__()"
@@ -206,7 +227,6 @@ def _date(encoder: Encoder, value: Any) -> list[Chunk]:
     return encoder.record(type(value).__name__, naive.isoformat(), fold, zone)
 
 
-Rule = Callable[[Encoder, Any], "list[Chunk]"]
 _EXACT: Final[dict[type, Rule]] = {
     memoryview: lambda encoder, value: encoder.record(
         "memory", value.format, value.shape, value.tobytes()

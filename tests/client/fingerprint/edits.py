@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - texts of programs
 """A project, and edits of it: which of them count for the task ``job``, and for which reason.
 
 Runs as a script too: it prints the fingerprints of every case as this Python sees them.

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, PTH123 - texts of programs
 """Functions as they really arrive: wrapped, bound, without source, edited, pickled."""
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ PAIRS = {
         "        return x + self.k\ntask = A(1)\n",
         "x + self",
         "x - self",
-        "BODY",
+        "CLASS",
     ),
     "callable decorator": (
         "import functools\nclass Deco:\n    def __init__(self, f):\n        self.f = f\n"
@@ -345,7 +346,7 @@ def test_package_version(tmp_path, monkeypatch):
 
     task = load(tmp_path, "import numpy as np\ndef task(x):\n    return np.mean(x)\n").task
     first = fingerprint_function(task)
-    monkeypatch.setattr(library.importlib.metadata, "version", lambda name: "99.0")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
     library.distribution.cache_clear()
     try:
         second = fingerprint_function(task)
@@ -364,7 +365,7 @@ def test_secrets_are_masked_and_values_cut(tmp_path):
     manifest = fingerprint_function(load(tmp_path, text).task).manifest
     stored = json.dumps(manifest)
     assert "hunter2" not in stored
-    assert "hunter2".encode().hex() not in stored
+    assert b"hunter2".hex() not in stored
     assert "abc'" not in stored
     assert all(len(component["text"]) <= 60 for component in manifest["components"])
 

@@ -23,7 +23,8 @@ from chelate import values
 from chelate.errors import ConfigError
 
 from .manifest import compare_manifests
-from .walk import Component, Walk, innermost, is_walking
+from .parts import innermost
+from .walk import Component, Walk, is_walking
 
 __all__ = ["FunctionFingerprint", "compare_manifests", "fingerprint_function", "same"]
 
@@ -105,7 +106,9 @@ def _entry(component: Component) -> dict[str, Any]:
 
 
 def _label(item: Any) -> str:
-    return item if isinstance(item, str) else str(getattr(item, "__name__", repr(item)))[:60]
+    if isinstance(item, values.File):
+        return item.path.replace("\\", "/").rpartition("/")[2]
+    return item if isinstance(item, str) else str(getattr(item, "__name__", type(item).__name__))
 
 
 def _module_named(name: str) -> ModuleType:

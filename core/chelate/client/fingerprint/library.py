@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import site
 import sys
@@ -69,6 +68,8 @@ def is_library_module(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _providers() -> dict[str, list[str]]:
+    import importlib.metadata
+
     return {top: list(names) for top, names in importlib.metadata.packages_distributions().items()}
 
 
@@ -80,6 +81,8 @@ def distribution(top: str) -> tuple[str, str]:
     """
     if top in sys.stdlib_module_names:
         return "python", ""
+    import importlib.metadata  # slow to load, and most tasks need it not
+
     try:
         return top, importlib.metadata.version(top)
     except importlib.metadata.PackageNotFoundError:

@@ -6,47 +6,47 @@ digests and the numbers it refers to; recursion and mutual recursion need nothin
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import (
-    BuiltinFunctionType,
     CodeType,
     FunctionType,
-    MethodDescriptorType,
-    MethodType,
-    MethodWrapperType,
     ModuleType,
-    WrapperDescriptorType,
 )
 from typing import Any, Final
 
 from chelate.values import File, fingerprint
 from chelate.values.encoding import class_name
 
-from .bytecode import Import, all_codes, code_facts
+from .bytecode import Import, code_facts
 from .classes import class_parts, is_user_class
 from .library import distribution, is_library_module, library_place
 from .manifest import shown
+from .parts import (
+    BUILT_IN,
+    ITEMS,
+    classes_within,
+    electron_function,
+    innermost,
+    instance_fields,
+    is_installed,
+    items_of,
+    maker,
+    role_and_label,
+    wrapper_parts,
+)
 from .syntax import file_digests, syntax_digest
 
 __all__ = ["Component", "Walk", "innermost", "walking"]
 
 _LIMIT: Final = 20_000
-_ITEMS: Final = 1_000
 _DEPTH: Final = 4
-_BUILT_IN: Final = (
-    BuiltinFunctionType,
-    MethodDescriptorType,
-    MethodWrapperType,
-    WrapperDescriptorType,
-)
 _UNSHARED: Final = frozenset(
     {int, float, complex, bool, str, bytes, type(None), tuple, frozenset, type(Ellipsis)}
 )
@@ -85,28 +85,6 @@ class Component:
     references: list[tuple[str, int]] = field(default_factory=list)
 
 
-def electron_function(found: Any) -> Any:
-    """The function of an electron or lattice; anything else as it is."""
-    while type(found).__name__ in ("Electron", "Lattice") and hasattr(found, "function"):
-        found = found.function
-    return found
-
-
-def innermost(function: Any) -> Any:
-    """The function under decorators, partial applications and bound methods."""
-    seen: set[int] = set()
-    while id(function) not in seen:
-        seen.add(id(function))
-        function = electron_function(function)
-        if isinstance(function, (functools.partial, functools.partialmethod)):
-            function = function.func
-        elif isinstance(function, (MethodType, staticmethod, classmethod)):
-            function = function.__func__
-        elif isinstance(function, FunctionType) or type(function).__name__ == "_lru_cache_wrapper":
-            function = getattr(function, "__wrapped__", function)
-    return function
-
-
 def _hash(*texts: str) -> str:
     state = hashlib.blake2b(digest_size=32)
     for text in texts:
@@ -134,8 +112,8 @@ class Walk:
         if start is self._body:
             self.visit(start, "body", name, "")
         else:
-            maker = _maker(start) if isinstance(start, FunctionType) else type(start).__name__
-            self.visit(start, "decorator", maker, "")
+            made = isinstance(start, FunctionType)
+            self.visit(start, "decorator", maker(start) if made else type(start).__name__, "")
         self.run()
 
     def run(self) -> None:
@@ -175,7 +153,8 @@ class Walk:
         return number
 
     def _refer(self, owner: Component, edge: str, found: Any, deep: int = 0) -> None:
-        role, label = _child(owner, edge, electron_function(found))
+        found = electron_function(found)
+        role, label = role_and_label((owner.role, owner.label), edge, found)
         owner.references.append((edge, self.visit(found, role, label, edge, deep)))
 
     def _package(self, owner: Component, top: str) -> None:
@@ -207,10 +186,10 @@ class Walk:
             self._class(component, found)
         elif isinstance(found, ModuleType):
             self._module(component, found)
-        elif isinstance(found, _BUILT_IN):
+        elif isinstance(found, BUILT_IN):
             self._built_in(component, found)
         else:
-            parts = _wrapper_parts(found)
+            parts = wrapper_parts(found)
             if parts is None:
                 self._data(component, found)
                 return
@@ -311,7 +290,7 @@ class Walk:
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names:
             return
-        if _is_installed(top):
+        if is_installed(top):
             self._package(component, top)
             return
         try:
@@ -376,149 +355,20 @@ class Walk:
         user = is_user_class(kind)
         if digest is not None:
             component.ast = component.code = _hash("value", digest)
-            for number, used in enumerate(_classes_within(found)):
+            for number, used in enumerate(classes_within(found)):
                 self._refer(component, f"class {number}", used)
             if not user:
                 self._package(component, kind.__module__.partition(".")[0])
             return
-        items = _items(found)
+        items = items_of(found)
         stdlib = kind.__module__.partition(".")[0] in sys.stdlib_module_names
         if items is None and (user or (component.deep and component.deep <= _DEPTH and not stdlib)):
-            items = sorted(_instance_fields(found).items())
+            items = sorted(instance_fields(found).items())
             self._refer(component, "class", kind)
-        if items is None or len(items) > _ITEMS:
+        if items is None or len(items) > ITEMS:
             self._opaque(component, found)
             return
         self._leaf(component, "object", kind.__qualname__, repr([name for name, _ in items]))
         deep = component.deep + 1 if component.deep and not user else component.deep
         for name, item in items:
             self._refer(component, name, item, deep)
-
-
-def _child(owner: Component, edge: str, found: Any) -> tuple[str, str]:
-    """The role and label of what ``owner`` refers to."""
-    if owner.role == "depends_on":
-        return owner.role, owner.label
-    if owner.role == "decorator":
-        return owner.role, _maker(found) if isinstance(found, FunctionType) else owner.label
-    word, _, rest = edge.partition(" ")
-    code = isinstance(found, FunctionType) or _wrapper_parts(found) is not None
-    if owner.role == "body" and word in ("default", "closure"):
-        if word == "default":
-            return "default", rest
-        if not code and not isinstance(found, type):
-            return "closure", rest
-    elif word != "global" and not code and not isinstance(found, (type, ModuleType, *_BUILT_IN)):
-        return owner.role, owner.label
-    elif owner.role in ("class", "global", "default", "closure") and word != "global":
-        nested = isinstance(found, type) and owner.role == "class" and word != "metaclass"
-        return owner.role, found.__name__ if nested else owner.label
-    if isinstance(found, type):
-        return "class", found.__name__
-    if code or isinstance(found, (ModuleType, *_BUILT_IN)):
-        if word not in ("global", "closure"):
-            return "helper", owner.label
-        named = "<" not in getattr(found, "__qualname__", "<")
-        return "helper", found.__name__ if named else rest.rpartition(".")[2]
-    return "global", rest or edge
-
-
-def _maker(function: FunctionType) -> str:
-    """The name of the decorator that made a wrapper, which ``functools.wraps`` does not tell."""
-    code = function.__code__
-    place = library_place(code.co_filename)
-    if place is not None:
-        return place[0].partition("/")[0].removesuffix(".py")
-    name = getattr(code, "co_qualname", None)  # Python 3.11
-    if name is None:
-        for name, found in function.__globals__.items():
-            if isinstance(found, FunctionType) and code in all_codes(found.__code__):
-                return name
-        return code.co_name
-    return str(name).partition(".")[0]
-
-
-def _wrapper_parts(found: Any) -> list[tuple[str, Any]] | None:
-    """What the wrappers of the standard library (and pydantic's) hold; None for anything else."""
-    for kind, names in _WRAPPERS:
-        if isinstance(found, kind):
-            parts = [(name, getattr(found, name)) for name in names]
-            return [(name, part) for name, part in parts if part is not None]
-    if isinstance(found, (functools.partial, functools.partialmethod)):
-        return [
-            ("func", found.func),
-            *((f"argument {number}", item) for number, item in enumerate(found.args)),
-            *((f"keyword {name}", item) for name, item in sorted(found.keywords.items())),
-        ]
-    if type(found).__name__ == "_lru_cache_wrapper":
-        return [("wrapped", found.__wrapped__), ("cache", found.cache_parameters())]
-    if type(found).__name__ == "PydanticDescriptorProxy":
-        return [("wrapped", found.wrapped), ("settings", repr(found.decorator_info))]
-    return None
-
-
-_WRAPPERS: Final[list[tuple[type, tuple[str, ...]]]] = [
-    (MethodType, ("__func__", "__self__")),
-    (staticmethod, ("__func__",)),
-    (classmethod, ("__func__",)),
-    (property, ("fget", "fset", "fdel")),
-    (functools.cached_property, ("func",)),
-    (functools.singledispatchmethod, ("func",)),
-]
-
-
-def _is_installed(top: str) -> bool:
-    if top in sys.modules:
-        return is_library_module(top)
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return False
-    origin = spec.origin if spec is not None else None
-    return origin is not None and library_place(origin) is not None
-
-
-def _items(found: Any) -> list[tuple[str, Any]] | None:
-    """The items of an exact container; a set gives them only if their order can be told."""
-    kind = type(found)
-    if kind in (list, tuple):
-        return [(f"[{number}]", item) for number, item in enumerate(found)]
-    if kind is dict:
-        items = [(f"[{key!r}]", item) for key, item in found.items() if isinstance(key, (str, int))]
-        if len(items) == len(found):
-            return items
-        keyed = [part for pair in found.items() for part in pair]
-        return [(f"[{number}]", item) for number, item in enumerate(keyed)]
-    if kind in (set, frozenset):
-        named = sorted((f"{getattr(item, '__qualname__', '')}", item) for item in found)
-        return [(f"[{name}]", item) for name, item in named] if all(n for n, _ in named) else None
-    return None
-
-
-def _instance_fields(found: Any) -> dict[str, Any]:
-    fields = dict(getattr(found, "__dict__", ()))
-    for owner in type(found).__mro__:
-        slots = owner.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            if name not in ("__dict__", "__weakref__") and hasattr(found, name):
-                fields[name] = getattr(found, name)
-    return fields
-
-
-def _classes_within(found: Any) -> list[type]:
-    """The user's classes of an object and of what it directly holds, by name."""
-    classes: dict[str, type] = {}
-    waiting: list[tuple[Any, int]] = [(found, 0)]
-    for item, depth in waiting:
-        kind = type(item)
-        inner: Callable[[], Any] | None = None
-        if kind in (list, tuple, set, frozenset):
-            inner = lambda item=item: item  # noqa: E731
-        elif kind is dict:
-            inner = item.values
-        elif kind.__module__ != "builtins" and is_user_class(kind):
-            classes.setdefault(f"{kind.__module__}:{kind.__qualname__}", kind)
-            inner = lambda item=item: _instance_fields(item).values()  # noqa: E731
-        if inner is not None and depth < _DEPTH and len(waiting) < _ITEMS:
-            waiting.extend((part, depth + 1) for part in list(inner())[:_ITEMS])
-    return [classes[name] for name in sorted(classes)]

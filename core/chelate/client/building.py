@@ -1,0 +1,86 @@
+"""Building a graph in a process of its own, without running any task."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chelate.bundle import Bundle
+from chelate.client.codec import load_value
+from chelate.errors import BuildError
+from chelate.graph import Graph, Node
+
+__all__ = ["build_apart", "main"]
+
+
+def build_apart(store: Any, graph: Graph, blobs: Mapping[str, bytes], options: Any) -> tuple[Graph, dict[str, bytes]]:
+    """The graph that a build node would give, and its blobs. ``store`` reads stored values by digest.
+
+    Raises:
+        BuildError: the workflow cannot be loaded or built there; carries that process's words.
+    """
+    node: Node = graph.nodes[0]
+    lattice = graph.functions[node.function].digest or ""
+    wanted = [lattice, *(ref[1] for ref in node.references())]
+    replacements: Mapping[str, str] = options.get("replacements") or {}
+    wanted += replacements.values()
+    request = {
+        "lattice": lattice,
+        "args": [ref[1] for ref in node.args],
+        "kwargs": {name: ref[1] for name, ref in node.kwargs.items()},
+        "defaults": options.get("defaults"),
+        "replacements": dict(replacements),
+    }
+    import json
+
+    with tempfile.TemporaryDirectory(prefix="chelate-build-") as folder:
+        for digest in wanted:
+            data = blobs[digest] if digest in blobs else store.read(digest)
+            (Path(folder) / digest).write_bytes(data)
+        (Path(folder) / "request.json").write_text(json.dumps(request))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "chelate.client.building", folder],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        result = Path(folder) / "bundle"
+        if done.returncode or not result.exists():
+            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise BuildError(f"The stored workflow cannot be built here: {last[0]}")
+        built = Bundle.from_bytes(result.read_bytes())
+    assert built.graph is not None
+    return built.graph, built.blobs
+
+
+def main(folder: str) -> None:
+    """Entry of the process: read the request, write the bundle."""
+    import json
+
+    from chelate.client.build import build_in_worker
+
+    place = Path(folder)
+    request = json.loads((place / "request.json").read_text())
+
+    def read(digest: str) -> bytes:
+        return (place / digest).read_bytes()
+
+    data = build_in_worker(
+        read(request["lattice"]),
+        tuple(load_value(read(digest)) for digest in request["args"]),
+        {name: load_value(read(digest)) for name, digest in request["kwargs"].items()},
+        defaults=request["defaults"],
+        replacements={name: read(digest) for name, digest in request["replacements"].items()},
+    )
+    (place / "bundle").write_bytes(data)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

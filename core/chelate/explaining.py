@@ -1,0 +1,263 @@
+"""``ct.explain`` and ``plan()``: the decision and one reason for every node, for people and as data."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from chelate.client.codec import load_value
+from chelate.client.fingerprint.manifest import compare_manifests, shown
+from chelate.diff import ReuseIndex, occurrences
+from chelate.embedding import current
+from chelate.errors import ChelateError
+from chelate.gateway import LocalGateway
+from chelate.graph import Function, Graph, Kind
+from chelate.kernel.reuse import Reuse, nondeterminism_fact
+from chelate.model import FINAL, DispatchRecord, NodeRecord, ValueRef
+from chelate.reasons import Decision, Reasons
+from chelate.values import File
+
+__all__ = ["Explanation", "explain", "plan_dispatch"]
+
+
+class Explanation:
+    """Decisions in order of node id. Iterate it, index it by node id or task name, print it, or
+    show it in a notebook; :meth:`to_json` gives plain data."""
+
+    def __init__(self, title: str, rows: list[Decision], notes: list[str]) -> None:
+        self.title = title
+        self.rows = rows
+        self.notes = notes
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | str) -> Decision:
+        for row in self.rows:
+            if row.node_id == key or (isinstance(key, str) and row.name == key):
+                return row
+        raise KeyError(key)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many nodes are REUSE, RUN and OPEN."""
+        found = {"REUSE": 0, "RUN": 0, "OPEN": 0}
+        for row in self.rows:
+            found[row.decision] += 1
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"title", "counts", "nodes": [{"node_id", "name", "decision", "code", "reason",
+        "origin"}], "notes"}``."""
+        return {
+            "title": self.title,
+            "counts": self.counts,
+            "nodes": [
+                {
+                    "node_id": row.node_id,
+                    "name": row.name,
+                    "decision": row.decision,
+                    "code": row.code,
+                    "reason": row.sentence,
+                    "origin": list(row.origin) if row.origin else None,
+                }
+                for row in self.rows
+            ],
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        counts = self.counts
+        head = f"{self.title}: " + ", ".join(
+            f"{number} {word.lower()}" for word, number in counts.items() if number
+        )
+        width = max([4, *(len(row.name) for row in self.rows)])
+        lines = [
+            f"{row.node_id:>5}  {row.name:<{width}}  {row.decision:<5}  {row.sentence}"
+            for row in self.rows
+        ]
+        return "\n".join([head, *lines, *(f"Note: {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td>{row.node_id}</td><td>{html.escape(row.name)}</td>"
+            f"<td>{row.decision}</td><td>{html.escape(row.sentence)}</td></tr>"
+            for row in self.rows
+        )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<table><caption>{html.escape(self.title)}</caption><thead><tr><th>node</th>"
+            f"<th>task</th><th>decision</th><th>reason</th></tr></thead><tbody>{cells}</tbody>"
+            f"</table>{notes}"
+        )
+
+    def __bool__(self) -> bool:
+        return True
+
+    def json(self) -> str:
+        """:meth:`to_json` as text."""
+        return json.dumps(self.to_json())
+
+
+def explain(dispatch_id: str, dispatcher_addr: str | None = None) -> Explanation:
+    """Why each node of a dispatch was reused or run.
+
+    Raises:
+        InvalidDispatchIdError, DispatchNotFoundError: the id is wrong.
+        StoreError: the dispatch's own graph cannot be read.
+    """
+    gateway = current()
+    record = gateway.record(dispatch_id)
+    graph = gateway.graph(record)
+    rows = gateway.nodes(record.dispatch_id)
+    reuse = Reuse.of(gateway.store, record, graph)
+    outputs = {
+        node.id: node.value for node in graph.nodes if node.value is not None
+    }
+    outputs.update({i: row.output for i, row in rows.items() if row.output is not None})
+    origins = {} if reuse is None else {c.origin: c for c in reuse.index.by_place.values()}
+    taken = frozenset(
+        origins[row.reused_from].node.id
+        for row in rows.values()
+        if row.reused_from is not None and row.reused_from in origins
+    )
+    reasons = _reasons(gateway, record.options, graph, reuse, taken)
+    found: list[Decision] = []
+    for node in graph.tasks():
+        row = rows.get(node.id) or NodeRecord(node.id)
+        if row.reused_from is not None:
+            found.append(_reused(graph, node.id, row.reused_from, rows))
+        elif row.attempt == 0:
+            code = "NOT_REACHED" if row.status in FINAL else "OPEN"
+            text = row.error or "not decided yet"
+            found.append(Decision(node.id, node.name, "OPEN", code, text))
+        else:
+            code, text = reasons.run(node, row.decision, outputs, None)
+            found.append(Decision(node.id, node.name, "RUN", code, text))
+    source = record.options.get("reuse_from")
+    title = f"{record.name} {record.dispatch_id}" + (f", reusing {source}" if source else "")
+    return Explanation(title, found, _notes(gateway, graph, reuse))
+
+
+def plan_dispatch(
+    gateway: LocalGateway,
+    graph: Graph,
+    options: Mapping[str, Any],
+    blobs: Mapping[str, bytes] | None = None,
+) -> Explanation:
+    """Decide as far as can be known without running anything."""
+    record = DispatchRecord("plan", graph.name, options=dict(options))
+    reuse = Reuse.of(gateway.store, record, graph)
+    outputs: dict[int, ValueRef] = {
+        node.id: node.value for node in graph.nodes if node.value is not None
+    }
+    decided: dict[int, tuple[str, str | None, tuple[str, int] | None]] = {}
+    needs = graph.dependencies()
+    for node_id in graph.order():
+        if any(parent not in outputs for parent in needs[node_id]):
+            decided[node_id] = ("OPEN", None, None)
+            continue
+        if reuse is None:
+            decided[node_id] = ("RUN", None, None)
+            continue
+        look = reuse.look(node_id, outputs.__getitem__)
+        if look.output is not None:
+            decided[node_id] = ("REUSE", None, look.origin)
+            outputs[node_id] = look.output
+        else:
+            decided[node_id] = ("RUN", look.code, None)
+    taken = frozenset() if reuse is None else frozenset(reuse.index.used)
+    reasons = _reasons(gateway, options, graph, reuse, taken, blobs)
+    found: list[Decision] = []
+    for node in graph.tasks():
+        word, code, origin = decided[node.id]
+        if word == "REUSE":
+            found.append(_reused(graph, node.id, origin, {}))
+        elif word == "OPEN":
+            waits = sorted(parent for parent in needs[node.id] if parent not in outputs)
+            names = ", ".join(dict.fromkeys(graph.nodes[parent].name for parent in waits))
+            text = f"decided when {names} finishes"
+            found.append(Decision(node.id, node.name, "OPEN", "OPEN", text))
+        else:
+            why = reasons.run(node, code, outputs, None)
+            found.append(Decision(node.id, node.name, "RUN", *why))
+    source = options.get("reuse_from")
+    title = f"Plan for {graph.name}" + (f", reusing {source}" if source else "")
+    return Explanation(title, found, _notes(gateway, graph, reuse))
+
+
+def _reused(
+    graph: Graph,
+    node_id: int,
+    origin: tuple[str, int] | None,
+    rows: Mapping[int, NodeRecord],
+) -> Decision:
+    node = graph.nodes[node_id]
+    if graph.policies[node.policy].reuse == "always":
+        return Decision(node_id, node.name, "REUSE", "ALWAYS", 'reuse="always"', origin)
+    ran = [
+        graph.nodes[parent].name
+        for parent in sorted(node.parents())
+        if (row := rows.get(parent)) is not None and row.attempt > 0 and row.reused_from is None
+    ]
+    if ran:
+        text = f"same value although {ran[0]}() ran again"
+        return Decision(node_id, node.name, "REUSE", "SAME_VALUE", text, origin)
+    return Decision(node_id, node.name, "REUSE", "SAME", "same code and same inputs", origin)
+
+
+def _reasons(
+    gateway: LocalGateway,
+    options: Mapping[str, Any],
+    graph: Graph,
+    reuse: Reuse | None,
+    taken: frozenset[int],
+    blobs: Mapping[str, bytes] | None = None,
+) -> Reasons:
+    store = gateway.store
+    index: ReuseIndex | None = None if reuse is None else reuse.index
+
+    def read(digest: str) -> bytes:
+        known = (blobs or {}).get(digest)
+        return store.read(digest) if known is None else known
+
+    def compare(old: Function, new: Function) -> tuple[str, str] | None:
+        try:
+            if old.manifest is None or new.manifest is None:
+                return None
+            before, after = json.loads(read(old.manifest)), json.loads(read(new.manifest))
+        except (ChelateError, ValueError):
+            return None
+        return compare_manifests(before, after)
+
+    def text(name: str, digest: str) -> str:
+        try:
+            value = load_value(read(digest))
+        except ChelateError:
+            return "a value that cannot be shown here"
+        return f"File({value})" if isinstance(value, File) else shown(name, value)
+
+    return Reasons(
+        graph, index, frozenset(options.get("replaced") or ()), compare, text, taken
+    )
+
+
+def _notes(gateway: LocalGateway, graph: Graph, reuse: Reuse | None) -> list[str]:
+    notes = []
+    for name in sorted({name for name, _ in occurrences(graph).values()}):
+        seen = gateway.store.get_fact(nondeterminism_fact(name))
+        if seen:
+            notes.append(
+                f"{name} is nondeterministic: an audit in dispatch {seen['dispatch_id']} gave "
+                "another value for equal inputs."
+            )
+    if reuse is not None and any(node.kind == Kind.SUBLATTICE for node in graph.nodes):
+        notes.append("Sub-workflows that run are compared inside; explain their own ids.")
+    return notes

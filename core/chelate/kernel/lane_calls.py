@@ -1,0 +1,142 @@
+"""How a lane calls its plugin: under a deadline, and contained whatever it raises."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from chelate.contracts.executor import Executor
+from chelate.errors import PluginContractError
+from chelate.kernel.lane_report import LaneReport, sentence
+
+__all__ = ["LaneCalls", "contained"]
+
+_LOG = logging.getLogger("chelate.lanes")
+
+
+async def contained(call: Callable[[], Any], what: str) -> Any:
+    """Await a plugin's coroutine; what would end the lane's event loop becomes an ordinary error.
+
+    Raises:
+        PluginContractError: the plugin returned no awaitable, or wants to end the process.
+    """
+    try:
+        awaitable = call()
+        if not inspect.isawaitable(awaitable):
+            raise PluginContractError(f"{what}() must be a coroutine: write 'async def {what}'.")
+        return await awaitable
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise PluginContractError(f"{what}() raised {error!r}.") from error
+
+
+class LaneCalls:
+    """What the parts of a lane share: the executor, its deadlines, and a way to wait for work."""
+
+    def __init__(self, name: str, executor: Executor, report: Callable[[LaneReport], None]) -> None:
+        self.name = name
+        self.executor = executor
+        self.report = report
+        self.limits = executor.limits
+        self.capabilities = executor.capabilities
+        self.changed = 0.0
+        self.closing = False
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._streams: dict[asyncio.Task[Any], float] = {}
+
+    # -- calling --------------------------------------------------------------------------------
+
+    async def timed(self, what: str, call: Callable[[], Any]) -> Any:
+        """Await one call under the deadline.
+
+        Raises:
+            TimeoutError: no answer within the executor's call timeout.
+        """
+        try:
+            return await asyncio.wait_for(contained(call, what), self.limits.call_timeout)
+        except asyncio.TimeoutError as error:
+            limit = self.limits.call_timeout
+            raise TimeoutError(f"{what}() did not answer within {limit:g} s.") from error
+
+    async def stream(self, what: str, call: Callable[[], Any]) -> AsyncGenerator[Any, None]:
+        """What an async iterator of the plugin yields; each item has the deadline of a call."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams[task] = time.monotonic()
+        try:
+            items = call()
+            if not hasattr(items, "__aiter__"):
+                if inspect.iscoroutine(items):
+                    items.close()
+                raise PluginContractError(f"{what}() must yield: write 'async def' with 'yield'.")
+            async for item in items:
+                self._streams[task] = time.monotonic()
+                yield item
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise PluginContractError(f"{what}() raised {error!r}.") from error
+        finally:
+            self._streams.pop(task, None)
+
+    async def watchdog(self) -> None:
+        """Cancel a stream that brought nothing within the call timeout."""
+        await asyncio.sleep(min(1.0, self.limits.call_timeout / 2))
+        now = time.monotonic()
+        for task, since in list(self._streams.items()):
+            if now - since > self.limits.call_timeout:
+                task.cancel()
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """A command has arrived."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def pause(self, seconds: float | None) -> None:
+        """Wait until a command arrives or the time is over."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait_for(waiter, seconds)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self._waiters.discard(waiter)
+
+    def later(self, report: LaneReport, seconds: float) -> None:
+        """Hold a report back, so that the same jobs do not come straight back."""
+        if report.events:
+            asyncio.get_running_loop().call_later(seconds, self.report, report)
+
+    def begin_close(self) -> None:
+        """No new calls; running ones are cancelled."""
+        self.closing = True
+        self.wake()
+        for task in list(self._streams):
+            task.cancel()
+
+    async def forever(self, part: Callable[[], Any]) -> None:
+        """Keep one part of the lane alive whatever the plugin raises."""
+        delay = 0.1
+        while not self.closing:
+            task = asyncio.ensure_future(part())
+            try:
+                await task
+                delay = 0.1
+                continue
+            except asyncio.CancelledError:
+                if self.closing or not task.cancelled():
+                    task.cancel()
+                    raise
+                text = f"No answer within {self.limits.call_timeout:g} s."
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                text = sentence(error)
+                _LOG.info("Executor %s", self.name, exc_info=error)
+            _LOG.warning("Executor %s: %s", self.name, text)
+            self.report(LaneReport(self.name, trouble=text))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 10.0)

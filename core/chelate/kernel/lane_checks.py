@@ -1,0 +1,115 @@
+"""Whether what a plugin answers keeps to the executor contract; nothing else reaches the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from chelate.contracts.executor import JobHandle, Observation, Outcome, PollReport
+from chelate.digest import is_digest
+from chelate.errors import PluginContractError
+from chelate.kernel.keys import split_key
+from chelate.model import Reason
+
+__all__ = ["checked_handle", "checked_outcome", "checked_reason", "checked_report", "is_seen"]
+
+_LARGEST_HANDLE = 1 << 16
+
+
+def checked_handle(handle: Any, key: str) -> dict[str, Any]:
+    """The handle of job ``key`` as JSON.
+
+    Raises:
+        PluginContractError: it is none, belongs to another job, or cannot be stored.
+    """
+    if not isinstance(handle, JobHandle) or handle.key != key:
+        raise PluginContractError(f"{handle!r:.200} is not the handle of job {key}.")
+    try:
+        document = handle.to_json()
+        text = json.dumps(document, allow_nan=False)
+        for task in handle.tasks:
+            split_key(task)
+    except (TypeError, ValueError) as error:
+        raise PluginContractError(f"The handle of job {key} is not plain JSON: {error}") from error
+    if not isinstance(handle.native_id, str) or len(text) > _LARGEST_HANDLE:
+        raise PluginContractError(
+            f"The handle of job {key} needs a text as native_id and at most "
+            f"{_LARGEST_HANDLE >> 10} KiB in all."
+        )
+    return document
+
+
+def checked_reason(reason: Any, message: Any) -> tuple[Reason, str]:
+    """Why a job was refused or ended.
+
+    Raises:
+        PluginContractError: the reason is no Reason.
+    """
+    if not isinstance(reason, Reason):
+        raise PluginContractError(f"{reason!r:.200} is not a Reason ({message!s:.500}).")
+    return reason, str(message)
+
+
+def checked_report(report: Any) -> PollReport:
+    """The answer of ``poll``. Raises PluginContractError."""
+    try:
+        if isinstance(report, PollReport):
+            frozenset(report.covered)
+            report.seen.get("")
+            return report
+    except (AttributeError, TypeError):
+        pass
+    raise PluginContractError(f"poll() returned {report!r:.200}, not a PollReport.")
+
+
+def is_seen(seen: Any) -> bool:
+    """Whether what a report says of one job can be believed."""
+    return (
+        isinstance(seen, Observation)
+        and (seen.reason is None or isinstance(seen.reason, Reason))
+        and _is_moment(seen.started_at)
+    )
+
+
+def checked_outcome(outcome: Outcome) -> Outcome:
+    """The outcome, or in its place a failure that names what the plugin got wrong."""
+    wrong = [
+        name
+        for name, fine in (
+            ("ok", isinstance(outcome.ok, bool)),
+            ("payload", outcome.payload is None or isinstance(outcome.payload, (bytes, Path))),
+            ("digest", outcome.digest is None or is_digest(outcome.digest)),
+            ("fingerprint", outcome.fingerprint is None or isinstance(outcome.fingerprint, str)),
+            ("reason", outcome.reason is None or isinstance(outcome.reason, Reason)),
+            ("error", outcome.error is None or isinstance(outcome.error, str)),
+            ("exception", outcome.exception is None or isinstance(outcome.exception, bytes)),
+            ("stdout", isinstance(outcome.stdout, bytes)),
+            ("stderr", isinstance(outcome.stderr, bytes)),
+            ("started_at", _is_moment(outcome.started_at)),
+            ("ended_at", _is_moment(outcome.ended_at)),
+            ("usage", outcome.usage is None or _is_json(outcome.usage)),
+        )
+        if not fine
+    ]
+    if not wrong:
+        return outcome
+    values = ", ".join(f"{name}={getattr(outcome, name)!r:.100}" for name in wrong)
+    return Outcome(
+        outcome.key,
+        False,
+        reason=Reason.PLUGIN,
+        error=f"The executor's outcome breaks its contract: {values}.",
+    )
+
+
+def _is_moment(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and 0 <= value < 1e11)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, dict)

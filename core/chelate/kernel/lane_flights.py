@@ -1,0 +1,218 @@
+"""The jobs of a lane between acceptance and release: polled, collected, let go.
+
+Silence is no news: a job counts as lost only when several successful polls in a row did not see
+it for longer than the executor's grace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from chelate.contracts.executor import JobHandle, JobState, Outcome, PollReport
+from chelate.errors import PluginContractError
+from chelate.kernel import events as ev
+from chelate.kernel.keys import split_key
+from chelate.kernel.lane_calls import LaneCalls
+from chelate.kernel.lane_checks import checked_outcome, checked_report, is_seen
+from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.model import Reason
+
+__all__ = ["Flights", "tell"]
+
+_LOG = logging.getLogger("chelate.lanes")
+_ABSENT_POLLS = 3
+
+
+def tell(report: LaneReport, key: str, kind: Callable[..., ev.Event], *values: Any) -> None:
+    """Add an event about the attempt ``key`` to a report."""
+    dispatch_id, node, attempt = split_key(key)
+    report.events.append((dispatch_id, kind(node, attempt, *values)))
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A job between acceptance and release. ``absent`` counts polls that did not see it,
+    ``silent`` collections that brought nothing; each since its own moment."""
+
+    handle: JobHandle
+    adopted: bool = False
+    running: bool = False
+    absent: int = 0
+    absent_since: float = 0.0
+    silent: int = 0
+    silent_since: float = 0.0
+
+
+class Flights:
+    """Accepted jobs by key."""
+
+    def __init__(self, calls: LaneCalls) -> None:
+        self._calls = calls
+        self._flights: dict[str, _Flight] = {}
+        self._ended: dict[str, JobHandle] = {}
+        self._releases: list[str] = []
+
+    def add(self, handle: JobHandle, *, adopted: bool = False) -> None:
+        """Follow a job from now on. ``adopted``: an earlier kernel started it."""
+        if handle.key not in self._flights:
+            self._ended.pop(handle.key, None)
+            self._flights[handle.key] = _Flight(handle, adopted=adopted)
+        self._calls.changed = time.monotonic()
+
+    def let_go(self, keys: Sequence[str]) -> None:
+        """The outcomes of these jobs are stored."""
+        self._releases.extend(keys)
+
+    def get(self, key: str) -> JobHandle | None:
+        """The handle of a job that is still in flight."""
+        flight = self._flights.get(key)
+        return None if flight is None else flight.handle
+
+    # -- polling --------------------------------------------------------------------------------
+
+    async def part(self) -> None:
+        """One round: release what is stored, look at everything, wait for the next round."""
+        calls, limits = self._calls, self._calls.limits
+        await self._release()
+        if not self._flights:
+            await calls.pause(None)
+            return
+        handles = [flight.handle for flight in self._flights.values()]
+        for start in range(0, len(handles), limits.poll_batch):
+            batch = handles[start : start + limits.poll_batch]
+            answer = await calls.timed("poll", partial(calls.executor.poll, batch))
+            await self._digest(batch, checked_report(answer))
+        if calls.capabilities.push and limits.poll_min <= 0:
+            # poll() itself waits; give way once, so that a plugin that does not cannot spin us.
+            await asyncio.sleep(0)
+            return
+        polled = time.monotonic()
+        while not calls.closing:
+            # Counted anew after every wake: a job that has just come must not wait for the
+            # long interval of a lane where nothing happened.
+            quiet = (polled - calls.changed) / 2
+            wakes = polled + min(limits.poll_max, max(limits.poll_min, quiet))
+            left = wakes - time.monotonic()
+            if left <= 0:
+                break
+            await calls.pause(left)
+            await self._release()
+
+    async def _release(self) -> None:
+        keys, self._releases = self._releases, []
+        handles = [handle for key in keys if (handle := self._ended.pop(key, None))]
+        if not handles:
+            return
+        calls = self._calls
+        try:
+            await calls.timed("release", lambda: calls.executor.release(handles))
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            _LOG.warning("Executor %s did not clean up: %s", calls.name, sentence(error))
+
+    async def _digest(self, handles: list[JobHandle], report: PollReport) -> None:
+        told = LaneReport(
+            self._calls.name, trouble=str(report.errors[0]) if report.errors else None
+        )
+        ended: list[JobHandle] = []
+        now = time.monotonic()
+        for handle in handles:
+            flight = self._flights.get(handle.key)
+            if flight is None:
+                continue
+            seen = report.seen.get(handle.key)
+            if seen is None:
+                if handle.key in report.covered:
+                    self._absent(told, flight, now)
+                continue
+            if not is_seen(seen):
+                told.trouble = f"poll() said {seen!r:.200} of a job, which is no observation."
+                continue
+            flight.absent = 0
+            if seen.state is JobState.RUNNING and not flight.running:
+                flight.running = True
+                for key in handle.tasks or (handle.key,):
+                    tell(told, key, ev.Started, seen.started_at or time.time())
+            elif seen.state is JobState.ENDED:
+                ended.append(handle)
+            elif seen.state is JobState.KILLED:
+                self._lost(told, flight, seen.reason or Reason.UNKNOWN, str(seen.message))
+        if told.events or ended:
+            self._calls.changed = now
+        try:
+            if ended:
+                await self._collect(told, ended)
+        finally:
+            if told.events or told.outcomes or told.trouble:
+                self._calls.report(told)
+
+    # -- losing ---------------------------------------------------------------------------------
+
+    def _absent(self, told: LaneReport, flight: _Flight, now: float) -> None:
+        flight.absent += 1
+        if flight.absent == 1:
+            flight.absent_since = now
+        grace = self._calls.limits.absent_grace
+        if grace > 0 and (flight.absent < _ABSENT_POLLS or now - flight.absent_since < grace):
+            return
+        if flight.adopted and not self._calls.capabilities.detached:
+            message = "The process that ran this task is gone."
+        else:
+            message = "The backend no longer knows this job, and it left no result."
+        self._lost(told, flight, Reason.LOST, message)
+
+    def _lost(self, told: LaneReport, flight: _Flight, reason: Reason, message: str) -> None:
+        handle = flight.handle
+        del self._flights[handle.key]
+        self._ended[handle.key] = handle
+        self._releases.append(handle.key)
+        # The death of the kernel took the job with it; that is nobody's failure.
+        detached = self._calls.capabilities.detached
+        counted = not (flight.adopted and not detached and reason is Reason.LOST)
+        for key in handle.tasks or (handle.key,):
+            tell(told, key, ev.Gone, reason, message, counted)
+
+    # -- collecting -----------------------------------------------------------------------------
+
+    async def _collect(self, told: LaneReport, ended: list[JobHandle]) -> None:
+        calls = self._calls
+        wanted = {key: handle for handle in ended for key in handle.tasks or (handle.key,)}
+        outcomes = calls.stream("collect", lambda: calls.executor.collect(ended))
+        complete = False
+        try:
+            async with aclosing(outcomes):
+                async for outcome in outcomes:
+                    if not isinstance(outcome, Outcome) or outcome.key not in wanted:
+                        raise PluginContractError(f"collect() yielded {outcome!r:.200}.")
+                    del wanted[outcome.key]
+                    told.outcomes.append(checked_outcome(outcome))
+            complete = True
+        finally:
+            missing = {handle.key for handle in wanted.values()}
+            for handle in ended:
+                if handle.key not in missing:
+                    self._flights.pop(handle.key, None)
+                    self._ended[handle.key] = handle
+            for key in missing:
+                if complete:
+                    self._silent(told, self._flights[key])
+            if missing and not complete:
+                # Whatever the plugin stumbled over comes last next time.
+                first = next(iter(wanted.values())).key
+                self._flights[first] = self._flights.pop(first)
+
+    def _silent(self, told: LaneReport, flight: _Flight) -> None:
+        now = time.monotonic()
+        flight.silent += 1
+        if flight.silent == 1:
+            flight.silent_since = now
+        grace = self._calls.limits.absent_grace
+        if flight.silent >= _ABSENT_POLLS and now - flight.silent_since >= grace:
+            message = "The job ended, but its executor brought no outcome."
+            self._lost(told, flight, Reason.RESULT_MISSING, message)

@@ -1,0 +1,226 @@
+"""Why a node was reused or run: exactly one reason, by precedence, from stored data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chelate.diff import Keys, ReuseIndex, Tables, Unstable, argument_names, occurrences
+from chelate.graph import Function, Graph, Kind, Node, Reference, nodes_in
+from chelate.model import NodeRecord, NodeStatus, ValueRef
+
+__all__ = ["Decision", "Reasons"]
+
+Compare = Callable[[Function, Function], "tuple[str, str] | None"]
+Text = Callable[[str, str], str]
+
+_SENTENCES = {
+    "OPTED_OUT": "reuse=False: it always runs",
+    "RESULT_MISSING": "its stored result is gone",
+    "RESULT_DAMAGED": "its stored result is damaged",
+    "AUDIT": "an equal one had completed; it runs again to be compared",
+    "AUDIT_SAME": "an equal one had completed; it ran again and gave the same value",
+    "AUDIT_DIFFERENT": "an equal one had completed; it ran again and gave another value, so the "
+    "task is nondeterministic",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """REUSE, RUN or OPEN for one node, with one reason.
+
+    ``origin`` is where a reused result was first computed: dispatch id and node id.
+    """
+
+    node_id: int
+    name: str
+    decision: str
+    code: str
+    sentence: str
+    origin: tuple[str, int] | None = None
+
+
+@dataclass(slots=True)
+class Reasons:
+    """Compares a graph with the one it reuses from.
+
+    Args:
+        graph: the new graph.
+        index: the parent's, or None when nothing is reused.
+        replaced: task names replaced in this very dispatch.
+        compare: tells why two functions differ, from their stored manifests.
+        text: short text of a stored value, given parameter name and digest.
+        taken: parent nodes that have been taken over.
+    """
+
+    graph: Graph
+    index: ReuseIndex | None
+    replaced: frozenset[str]
+    compare: Compare
+    text: Text
+    taken: frozenset[int] = frozenset()
+
+    def run(
+        self, node: Node, code: str | None, outputs: Mapping[int, ValueRef], keys: Keys | None
+    ) -> tuple[str, str]:
+        """Why a node runs. ``code`` is what the decision itself recorded."""
+        if self.index is None:
+            return "REUSE_OFF", "reuse was not asked for"
+        if code in ("OPTED_OUT", "AUDIT", "AUDIT_SAME", "AUDIT_DIFFERENT"):
+            return code, _SENTENCES[code]
+        place = occurrences_of(self.graph)[node.id]
+        old = self._counterpart(place)
+        if old is None:
+            if any(name == node.name for name, _ in self.index.nodes):
+                return "EXTRA_CALL", f"one more call of {node.name}() than before"
+            return "NEW_TASK", f"the earlier dispatch had no task {node.name}"
+        record = self.index.records.get(old.id)
+        if (reason := _parent_reason(record)) is not None:
+            return reason
+        if code in ("RESULT_MISSING", "RESULT_DAMAGED"):
+            return code, _SENTENCES[code]
+        if (reason := self._code_reason(node, old)) is not None:
+            return reason
+        if (reason := self._argument_reason(node, old, outputs)) is not None:
+            return reason
+        return "EXTRA_CALL", f"one more call of {node.name}() with these inputs than before"
+
+    def _counterpart(self, place: tuple[str, int]) -> Node | None:
+        """The parent's node that stood where this one stands, unless another took it over."""
+        assert self.index is not None
+        old = self.index.nodes.get(place)
+        if old is None or old in self.taken:
+            free = [
+                node_id
+                for (name, _), node_id in self.index.nodes.items()
+                if name == place[0] and node_id not in self.taken
+            ]
+            old = free[0] if free else None
+        return None if old is None else self.index.graph.nodes[old]
+
+    def _code_reason(self, node: Node, old: Node) -> tuple[str, str] | None:
+        if node.kind not in (Kind.TASK, Kind.SUBLATTICE) or node.function < 0 or old.function < 0:
+            return None
+        assert self.index is not None
+        now, before = self.graph.functions[node.function], self.index.graph.functions[old.function]
+        if same_code(before, now):
+            if node.kind == Kind.SUBLATTICE and self.replaced:
+                names = ", ".join(sorted(self.replaced))
+                return "REPLACED", f"{names} is replaced, and may be called inside"
+            return None
+        if node.name in self.replaced:
+            return "REPLACED", f"{node.name} was replaced by {now.name}()"
+        return self.compare(before, now) or ("BODY", "its code changed")
+
+    def _argument_reason(
+        self, node: Node, old: Node, outputs: Mapping[int, ValueRef]
+    ) -> tuple[str, str] | None:
+        assert self.index is not None
+        before_graph = self.index.graph
+        now = dict(argument_names(node, _function(self.graph, node)))
+        before = dict(argument_names(old, _function(before_graph, old)))
+        ignored = set(_function(self.graph, node).ignore if node.function >= 0 else ())
+        for name in now:
+            if name not in before and name not in ignored:
+                return "ARGUMENT_NEW", f"argument {name} is new"
+        for name in before:
+            if name not in now and name not in ignored:
+                return "ARGUMENT_REMOVED", f"argument {name} is no longer given"
+        tables, old_tables = Tables(self.graph), Tables(before_graph)
+        unstable: tuple[str, str] | None = None
+        for name, reference in now.items():
+            if name in ignored:
+                continue
+            try:
+                new_print = tables.print(reference, outputs.__getitem__)
+                old_print = old_tables.print(before[name], self._old_output)
+            except Unstable:
+                unstable = unstable or (
+                    "UNSTABLE_ARGUMENT",
+                    f"argument {name} has no stable fingerprint, so it cannot be compared",
+                )
+                continue
+            except KeyError:
+                return "UPSTREAM", f"argument {name} comes from a task that has no result"
+            if new_print != old_print:
+                return self._changed(name, reference, before[name], outputs)
+        return unstable
+
+    def _old_output(self, node_id: int) -> ValueRef:
+        assert self.index is not None
+        output = self.index.records[node_id].output
+        if output is None:
+            raise KeyError(node_id)
+        return output
+
+    def _changed(
+        self, name: str, now: Reference, before: Reference, outputs: Mapping[int, ValueRef]
+    ) -> tuple[str, str]:
+        assert self.index is not None
+        parameters = Tables(self.graph).parameters
+        upstream = [i for i in nodes_in(now) if i not in parameters]
+        if not upstream:
+            if now[0] == "p" and before[0] == "p":
+                old_value = self.index.graph.nodes[before[1]].value
+                new_value = parameters[now[1]]
+                if old_value is not None:
+                    first = self.text(name, old_value.digest)
+                    second = self.text(name, new_value.digest)
+                    if first.startswith("File(") and first == second:
+                        return "FILE", f"content of {first[5:-1]} changed"
+                    if first != second:
+                        return "ARGUMENT", f"argument {name} changed: {first} → {second}"
+                    return "ARGUMENT", f"argument {name} has another value"
+            return "ARGUMENT", f"argument {name} changed"
+        old_prints = {
+            self.index.graph.nodes[i].name: value
+            for i in nodes_in(before)
+            if (record := self.index.records.get(i)) and (value := record.output)
+        }
+        for node_id in upstream:
+            source = self.graph.nodes[node_id].name
+            old = old_prints.get(source)
+            if old is None:
+                return "ARGUMENT", f"argument {name} now comes from {source}()"
+            if outputs[node_id].fingerprint is None:
+                return (
+                    "UNSTABLE_ARGUMENT",
+                    f"argument {name}: the result of {source}() has no stable fingerprint",
+                )
+            if old.fingerprint != outputs[node_id].fingerprint:
+                return "UPSTREAM", f"argument {name} changed: result of {source}() has another value"
+        return "ARGUMENT", f"argument {name} is put together differently"
+
+
+def same_code(first: Function, second: Function) -> bool:
+    """Whether two stored functions do the same, as far as can be told."""
+    if first.ast is not None and first.ast == second.ast:
+        return True
+    return first.code is not None and first.code == second.code
+
+
+def occurrences_of(graph: Graph) -> dict[int, tuple[str, int]]:
+    """As :func:`chelate.diff.occurrences`."""
+    return occurrences(graph)
+
+
+def _function(graph: Graph, node: Node) -> Function:
+    return graph.functions[node.function] if node.function >= 0 else Function(None, node.name)
+
+
+def _parent_reason(record: NodeRecord | None) -> tuple[str, str] | None:
+    if record is None or record.status not in _ENDED:
+        return "PARENT_UNFINISHED", "it had not completed in the earlier dispatch"
+    if record.status is NodeStatus.FAILED:
+        return "PARENT_FAILED", "it had failed in the earlier dispatch"
+    if record.status is NodeStatus.SKIPPED:
+        return "PARENT_FAILED", "it had been skipped in the earlier dispatch"
+    if record.status is NodeStatus.CANCELLED:
+        return "PARENT_CANCELLED", "it had been cancelled in the earlier dispatch"
+    return None
+
+
+_ENDED: Any = frozenset(
+    {NodeStatus.COMPLETED, NodeStatus.FAILED, NodeStatus.SKIPPED, NodeStatus.CANCELLED}
+)

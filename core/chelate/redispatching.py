@@ -1,0 +1,275 @@
+"""Re-executing a dispatch by its id, with other inputs or other tasks, reusing what still holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from chelate.bundle import Bundle
+from chelate.client.codec import pickle_function, pickle_lattice, pickle_portable
+from chelate.client.electron import Electron
+from chelate.client.fingerprint import fingerprint_function
+from chelate.client.options import Options
+from chelate.client.signature import Parameters
+from chelate.contracts.store import DispatchFilter
+from chelate.embedding import current
+from chelate.errors import ChelateError, ConfigError, RedispatchError
+from chelate.explaining import Explanation, plan_dispatch
+from chelate.gateway import LocalGateway
+from chelate.graph import Function, Graph, Kind, Node
+from chelate.model import DispatchRecord, ExecutorRef, TaskPolicy
+
+__all__ = ["Redispatch", "redispatch"]
+
+_BUILD_NODE = -1
+
+
+def redispatch(
+    dispatch_id: str,
+    replace_electrons: Mapping[str, Callable[..., Any]] | None = None,
+    reuse_previous_results: bool = False,
+    dispatcher_addr: str | None = None,
+    *,
+    audit: float = 0.0,
+) -> Redispatch:
+    """Re-execute a dispatch. The returned object is called with new inputs, or with none to
+    repeat the old ones, and gives the new dispatch's id; its ``plan()`` says what would run.
+
+    The *stored* workflow and task code are used, whatever the caller's files say now; neither
+    they nor their environment are needed here.
+
+    Args:
+        dispatch_id: of any earlier dispatch, also a running or failed one.
+        replace_electrons: task name → what to call instead, wherever that name occurs, also
+            inside sub-workflows; stays with the new dispatch and those redispatched from it.
+        reuse_previous_results: take over results whose code and inputs are equal; the default
+            runs everything.
+        audit: with reuse, this share (0 to 1) of the reusable tasks runs all the same and is
+            compared; a difference marks the task as nondeterministic.
+
+    Raises:
+        InvalidDispatchIdError, DispatchNotFoundError: the id is wrong.
+        RedispatchError: a replacement for a task that nobody has (the names that exist are
+            listed), or whose signature does not take the calls that are made.
+        ConfigError: ``audit`` out of range, or without reuse.
+    """
+    if dispatcher_addr is not None:
+        raise ConfigError(
+            f"dispatcher_addr={dispatcher_addr!r}: this version runs embedded, without a server."
+        )
+    if not 0.0 <= audit <= 1.0:
+        raise ConfigError(f"audit={audit!r} must be a share from 0 to 1.")
+    if audit and not reuse_previous_results:
+        raise ConfigError("audit= compares reused results; pass reuse_previous_results=True too.")
+    return Redispatch(current(), dispatch_id, replace_electrons, reuse_previous_results, audit)
+
+
+class Redispatch:
+    """What ``ct.redispatch(...)`` returns; see there."""
+
+    def __init__(
+        self,
+        gateway: LocalGateway,
+        dispatch_id: str,
+        replace_electrons: Mapping[str, Callable[..., Any]] | None,
+        reuse: bool,
+        audit: float,
+    ) -> None:
+        self._gateway = gateway
+        self._parent = gateway.record(dispatch_id)
+        self._reuse = reuse
+        self._audit = audit
+        self._graph = _stored_graph(gateway, self._parent)
+        self._replacements = {
+            str(name): target if isinstance(target, Electron) else Electron(target)
+            for name, target in (replace_electrons or {}).items()
+        }
+        if self._replacements:
+            self._check_replacements()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        """Dispatch; new inputs replace all the old ones. Returns the new dispatch's id."""
+        bundle, options = self._prepare(args, kwargs)
+        return self._gateway.accept(
+            bundle, options=options, redispatched_from=self._parent.dispatch_id
+        )
+
+    def plan(self, *args: Any, **kwargs: Any) -> Explanation:
+        """What would be reused, run, or decided on the way, and why; nothing is run.
+
+        With new inputs the workflow's function runs once, in a process of its own, to give the
+        graph; its tasks do not.
+        """
+        bundle, options = self._prepare(args, kwargs)
+        graph = bundle.graph
+        assert graph is not None
+        if graph.nodes and graph.nodes[0].kind == Kind.BUILD:
+            from chelate.client.building import build_apart
+
+            graph, built = build_apart(self._gateway.store, graph, bundle.blobs, options)
+            bundle.blobs.update(built)
+        return plan_dispatch(self._gateway, graph, options, bundle.blobs)
+
+    # -- preparing ----------------------------------------------------------------------------
+
+    def _prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Bundle, dict[str, Any]]:
+        parent = self._parent
+        options: dict[str, Any] = {
+            "defaults": parent.options.get("defaults"),
+            "python": parent.options.get("python"),
+            "replacements": dict(parent.options.get("replacements") or {}),
+            "replacement_prints": dict(parent.options.get("replacement_prints") or {}),
+            "replaced": sorted(self._replacements),
+            "reuse_from": parent.dispatch_id if self._reuse else None,
+            "audit": self._audit,
+        }
+        bundle = Bundle(None, {}, parent.lattice, parent.inputs)
+        swaps: dict[str, tuple[Electron, Function]] = {}
+        for name, target in self._replacements.items():
+            function = _store_replacement(bundle, name, target)
+            options["replacements"][name] = bundle.add(pickle_lattice(target))
+            options["replacement_prints"][name] = function.ast or function.code
+            swaps[name] = (target, function)
+        if args or kwargs:
+            self._check_inputs(args, kwargs)
+            bundle.inputs = bundle.add(pickle_portable((args, kwargs), "The new input"))
+            bundle.graph = self._build_graph(bundle, args, kwargs)
+        else:
+            bundle.graph = _swapped(self._graph, swaps) if swaps else self._graph
+        return bundle, options
+
+    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse inputs that cannot fit, when the lattice can be looked at from here."""
+        if self._parent.lattice is None:
+            raise RedispatchError(
+                f"Dispatch {self._parent.dispatch_id} has no stored workflow to rebuild."
+            )
+
+    def _build_graph(
+        self, bundle: Bundle, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Graph:
+        """A graph of one node, which builds the real one in a worker."""
+        lattice = self._parent.lattice
+        assert lattice is not None
+        graph = Graph(self._parent.name, code=self._graph.code, metadata=self._graph.metadata)
+        defaults = self._parent.options.get("defaults") or {}
+        executor = defaults.get("workflow_executor") or {"name": "local", "options": {}}
+        graph.policies.append(TaskPolicy(ExecutorRef.from_json(executor)))
+        graph.functions.append(Function(lattice, self._parent.name))
+        graph.nodes.append(
+            Node(
+                _BUILD_NODE,
+                ":build:",
+                Kind.BUILD,
+                0,
+                [["c", bundle.add(pickle_portable(value, "A new input"))] for value in args],
+                {
+                    name: ["c", bundle.add(pickle_portable(value, f"The new input {name!r}"))]
+                    for name, value in kwargs.items()
+                },
+                policy=0,
+            )
+        )
+        return graph
+
+    def _check_replacements(self) -> None:
+        calls: dict[str, list[Node]] = {}
+        for graph in _tree(self._gateway, self._parent, self._graph):
+            for node in graph.nodes:
+                if node.kind in (Kind.TASK, Kind.SUBLATTICE):
+                    calls.setdefault(node.name, []).append(node)
+        for name, target in self._replacements.items():
+            if name not in calls:
+                known = ", ".join(sorted(calls)) or "none"
+                raise RedispatchError(
+                    f"replace_electrons names {name!r}, but dispatch {self._parent.dispatch_id} "
+                    f"has no task of that name. Its tasks: {known}."
+                )
+            parameters = Parameters(target.plain_function, target.name)
+            for node in calls[name]:
+                who = f"A call of {name!r}, which is to be replaced,"
+                parameters.bind(
+                    tuple(node.args), dict(node.kwargs), RedispatchError, who
+                )
+
+
+def _stored_graph(gateway: LocalGateway, record: DispatchRecord) -> Graph:
+    graph = gateway.graph(record)
+    if graph.nodes and graph.nodes[0].kind == Kind.BUILD and record.redispatched_from:
+        # Its own graph has not been built yet (or could not be): what it came from has one.
+        earlier = gateway.record(record.redispatched_from)
+        built = _stored_graph(gateway, earlier)
+        return built
+    return graph
+
+
+def _tree(gateway: LocalGateway, record: DispatchRecord, graph: Graph) -> list[Graph]:
+    """The graphs of a dispatch and of its sub-workflows, as far as they were built."""
+    graphs = [graph]
+    query = DispatchFilter(root_id=record.root_id, roots_only=False, limit=100_000)
+    for child in gateway.records(query):
+        if child.dispatch_id != record.dispatch_id:
+            try:
+                graphs.append(gateway.graph(child))
+            except ChelateError:
+                continue  # a damaged sub-workflow has no names to offer
+    return graphs
+
+
+def _store_replacement(bundle: Bundle, name: str, target: Electron) -> Function:
+    """The function that stands for a replaced task, its blobs kept in the bundle."""
+    parameters = Parameters(target.plain_function, target.name)
+    options: Options = target.options
+    taken = fingerprint_function(
+        target.plain_function,
+        version=options.version,
+        depends_on=options.depends_on or (),
+        ignore=options.ignore or (),
+    )
+    manifest = json.dumps(taken.manifest, sort_keys=True, separators=(",", ":")).encode()
+    if target.lattice is None:
+        data = pickle_function(target.function, f"The replacement of {name!r}")
+    else:
+        data = pickle_lattice(target.lattice)
+    return Function(
+        bundle.add(data),
+        target.name,
+        parameters.all_names(),
+        taken.ast,
+        taken.code,
+        bundle.add(manifest),
+        tuple(options.ignore or ()),
+    )
+
+
+def _swapped(graph: Graph, swaps: Mapping[str, tuple[Electron, Function]]) -> Graph:
+    """A copy of a graph in which tasks of these names call other functions."""
+    copy = Graph.from_json(graph.to_json())
+    places: dict[str, int] = {}
+    for name, (_, function) in swaps.items():
+        places[name] = len(copy.functions)
+        copy.functions.append(function)
+    for node in copy.nodes:
+        if node.name not in swaps or node.kind not in (Kind.TASK, Kind.SUBLATTICE):
+            continue
+        target = swaps[node.name][0]
+        node.function = places[node.name]
+        node.kind = Kind.TASK if target.lattice is None else Kind.SUBLATTICE
+        if target.options != Options():
+            old = copy.policies[node.policy]
+            said = target.options.policy()
+            chosen = target.options
+            policy = TaskPolicy(
+                executor=said.executor if chosen.executor else old.executor,
+                retry=said.retry if chosen.retries else old.retry,
+                timeout=chosen.timeout if chosen.timeout is not None else old.timeout,
+                resources=chosen.resources or old.resources,
+                reuse=said.reuse if chosen.reuse is not None else old.reuse,
+            )
+            if policy not in copy.policies:
+                copy.policies.append(policy)
+            node.policy = copy.policies.index(policy)
+    return copy
