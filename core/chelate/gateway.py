@@ -145,10 +145,11 @@ class LocalGateway:
         redispatched_from: str | None = None,
         dispatch_id: str | None = None,
         facts: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
     ) -> str:
         """Store a built workflow durably and run it (unless ``held``); the dispatch id.
 
-        ``facts`` are stored in the same transaction.
+        ``facts`` are stored in the same transaction; nothing is, unless those of ``expect`` hold.
         """
         graph = bundle.graph
         if graph is None:
@@ -173,7 +174,7 @@ class LocalGateway:
             options=dict(options or {}),
         )
         blobs = {**bundle.blobs, digest: data}
-        if self.store.add_dispatch(record, blobs, facts) and not held:
+        if self.store.add_dispatch(record, blobs, facts, expect) and not held:
             engine.submit(record, graph)
         return dispatch_id
 
@@ -194,10 +195,11 @@ class LocalGateway:
         *,
         new_id: str | None = None,
         facts: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
     ) -> str:
         """Dispatch once more with the same graph and inputs, running everything; the new id.
 
-        ``facts`` are stored in the same transaction.
+        ``facts`` and ``expect`` as in :meth:`accept`.
         """
         parent = self.record(dispatch_id)
         bundle = Bundle(self.graph(parent), {}, parent.lattice, parent.inputs)
@@ -209,6 +211,7 @@ class LocalGateway:
             redispatched_from=parent.dispatch_id,
             dispatch_id=new_id,
             facts=facts,
+            expect=expect,
         )
 
     def start_held(self, dispatch_id: str) -> bool:

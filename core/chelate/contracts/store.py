@@ -91,6 +91,10 @@ class ResultStore(ABC):
     def adopt(self, kernel_id: str, dispatch_ids: Sequence[str]) -> list[str]:
         """Make ``kernel_id`` the owner, epoch + 1; the ids that were won."""
 
+    @abstractmethod
+    def kernels_alive(self, kernel_ids: Iterable[str]) -> set[str]:
+        """Which of them hold their locks; the others never come back."""
+
     # -- writing ------------------------------------------------------------------------------
 
     @abstractmethod
@@ -99,8 +103,12 @@ class ResultStore(ABC):
         record: DispatchRecord,
         blobs: Mapping[str, bytes],
         facts: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Insert a dispatch with its blobs and facts, durably; False when the id exists already."""
+        """Insert a dispatch with its blobs and facts, durably; False when the id exists already.
+
+        Nothing is written either unless every fact of ``expect`` has that value.
+        """
 
     @abstractmethod
     def commit(self, kernel_id: str, commit: Commit, seen: int) -> list[CancelRequest]:
@@ -123,8 +131,14 @@ class ResultStore(ABC):
         """Requests newer than ``seen`` for dispatches owned by ``kernel_id``."""
 
     @abstractmethod
-    def release_hold(self, dispatch_id: str) -> bool:
-        """Let a held dispatch start; False when it was not held."""
+    def release_hold(
+        self,
+        dispatch_id: str,
+        facts: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Let a held dispatch start; False when it was not held. ``facts`` and ``expect`` as in
+        :meth:`add_dispatch`."""
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -183,6 +197,11 @@ class ResultStore(ABC):
     @abstractmethod
     def set_fact(self, name: str, value: Any) -> None:
         """Store a JSON value by name; None removes it."""
+
+    @abstractmethod
+    def set_facts(self, values: Mapping[str, Any], expect: Mapping[str, Any] | None = None) -> bool:
+        """Store several facts in one transaction, and only while every fact of ``expect`` has
+        that value (None: is not there); whether they were stored."""
 
     @abstractmethod
     def facts(self, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -60,7 +60,7 @@ class LocalExecutor(Executor):
         find_grace=0.0,
         cancel_grace=5.0,
     )
-    capabilities = Capabilities(find=True, push=True, logs=True)
+    capabilities = Capabilities(detached=False, find=True, push=True, logs=True)
 
     def __init__(
         self,

@@ -43,6 +43,8 @@ __all__ = ["Engine"]
 
 _LOG = logging.getLogger("chelate.engine")
 _ADOPT_EVERY = 1.0
+_PASSING = frozenset({NodeStatus.SUBMITTED, NodeStatus.RUNNING})
+_PASSES_IN = 0.1  # seconds
 _DEFECTS = 3  # turns of one dispatch that may fail
 
 
@@ -59,6 +61,7 @@ class Engine:
         self._lanes = LaneTable(plugins, settings, self._inbox.put)
         self._timers: list[tuple[float, int, str, ev.Event]] = []
         self._tick = itertools.count()
+        self._fleeting: dict[tuple[str, int], tuple[float, NodeRecord]] = {}
         self._seen = 0
         self._counter = -1
         self._look_due = 0.0
@@ -161,6 +164,8 @@ class Engine:
         """Everything in the inbox; waits for the first item, a timer or the next look around."""
         now = time.monotonic()
         due = min(self._look_due, self._timers[0][0]) if self._timers else self._look_due
+        if self._fleeting:
+            due = min(due, next(iter(self._fleeting.values()))[0] + _PASSES_IN)
         items: list[Any] = []
         try:
             items.append(self._inbox.get(timeout=max(0.0, due - now)))
@@ -345,6 +350,7 @@ class Engine:
             live.machine.start()
         while True:
             self._settle_down(changed, effects, over)
+            self._hold_back(changed)
             rows = [live.record for live in [*self._live.values(), *over] if live.changed]
             commit = Commit(
                 blobs=intake.blobs,
@@ -363,6 +369,33 @@ class Engine:
         self._tell(changed, over)
         self._order(effects, orders)
         self._lanes.carry_out(orders)
+
+    def _hold_back(self, changed: dict[str, dict[int, NodeRecord]]) -> None:
+        """Leave out rows that a crash would make worthless and that soon change again.
+
+        That a local task was accepted or runs is stored only once it has lasted a moment: its
+        handle dies with this process, and a short task would be written three times over.
+        """
+        now = time.monotonic()
+        fleeting = self._fleeting
+        for dispatch_id, records in changed.items():
+            for node_id, record in list(records.items()):
+                entry = (dispatch_id, node_id)
+                if record.status in _PASSING and self._lanes.dies_with_us(record.executor):
+                    fleeting.setdefault(entry, (now, record))
+                    del records[node_id]
+                else:
+                    fleeting.pop(entry, None)
+        while fleeting:
+            entry = next(iter(fleeting))
+            since, record = fleeting[entry]
+            if now - since < _PASSES_IN:
+                break
+            del fleeting[entry]
+            if entry[0] in self._live:
+                changed.setdefault(entry[0], {})[entry[1]] = record
+        for dispatch_id in [key for key, records in changed.items() if not records]:
+            del changed[dispatch_id]
 
     def _settle_down(
         self,

@@ -34,7 +34,7 @@ def make_job(
     function = graph.functions[node.function].digest if node.function >= 0 else None
     values: dict[str, str] = {}
     inputs: dict[str, None] = {} if function is None else {function: None}
-    for reference in node.references():
+    for reference in (*node.args, *node.kwargs.values()):
         head = reference[0]
         if head == "p":
             values[str(reference[1])] = parameters[reference[1]]

@@ -86,6 +86,12 @@ class LaneTable:
         state = self._lanes.get(name)
         return None if state is None else state.lane
 
+    def dies_with_us(self, name: str | None) -> bool:
+        """Whether the lane's jobs end with this process."""
+        state = self._lanes.get(name or "")
+        known = None if state is None else state.capabilities
+        return known is not None and not known.detached
+
     def troubles(self) -> dict[str, str]:
         """Lane name → why its executor does not work at present."""
         return {

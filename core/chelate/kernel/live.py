@@ -63,7 +63,8 @@ class LiveDispatch:
         self.taken_apart = frozenset(
             leaf[1]
             for node in self.graph.nodes
-            for reference in node.references()
+            for reference in (*node.args, *node.kwargs.values())
+            if reference[0] != "p" and len(reference) > (2 if reference[0] == "n" else 1)
             for leaf in leaves(reference)
             if leaf[0] == "n" and len(leaf) > 2
         )

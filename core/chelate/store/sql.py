@@ -172,6 +172,16 @@ class SQLStore(StoredValues):
         self._discard(buried)
         return [dispatch_id for dispatch_id in dispatch_ids if dispatch_id in set(won)]
 
+    def kernels_alive(self, kernel_ids: Iterable[str]) -> set[str]:
+        sql = self._sql()
+        asked = set(kernel_ids)
+
+        def work(connection: Connection) -> set[str]:
+            known = sql.live_among(connection, asked)
+            return self._database.alive(known, connection) if known else set()
+
+        return self._database.read(work)
+
     def _require_live(
         self, connection: Connection, kernel_id: str, dispatch_ids: Iterable[str]
     ) -> None:
@@ -189,6 +199,7 @@ class SQLStore(StoredValues):
         record: DispatchRecord,
         blobs: Mapping[str, bytes],
         facts: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
     ) -> bool:
         sql = self._sql()
         small = self._store_large(blobs)
@@ -197,11 +208,12 @@ class SQLStore(StoredValues):
 
         def work(connection: Connection) -> bool:
             nonlocal added
-            if sql.add_dispatch(connection, row):
+            if sql.expected(connection, expect) and sql.add_dispatch(connection, row):
                 sql.add_blobs(connection, small)
-                for name, value in (facts or {}).items():
-                    sql.set_fact(connection, name, None if value is None else dump_json(value))
+                sql.set_facts(connection, facts)
                 added = True
+            elif added:
+                added = sql.dispatch(connection, record.dispatch_id) is not None
             return added  # True also when an earlier try went through without an answer.
 
         answer = self._database.write(work)
@@ -290,7 +302,12 @@ class SQLStore(StoredValues):
     def cancel_requests(self, kernel_id: str, seen: int) -> list[CancelRequest]:
         return self._database.read(lambda link: self._sql().cancels(link, kernel_id, seen))
 
-    def release_hold(self, dispatch_id: str) -> bool:
+    def release_hold(
+        self,
+        dispatch_id: str,
+        facts: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
+    ) -> bool:
         sql = self._sql()
         released = False
 
@@ -299,7 +316,9 @@ class SQLStore(StoredValues):
             rows = sql.lock_dispatches(connection, [dispatch_id])
             if not rows:
                 raise _no_dispatch(dispatch_id)
-            released = sql.release_hold(connection, dispatch_id) or released
+            if sql.expected(connection, expect) and sql.release_hold(connection, dispatch_id):
+                sql.set_facts(connection, facts)
+                released = True
             return released
 
         return self._database.write(work)
@@ -333,8 +352,22 @@ class SQLStore(StoredValues):
         return None if text is None else json.loads(text)
 
     def set_fact(self, name: str, value: Any) -> None:
-        text = None if value is None else dump_json(value)
-        self._database.write(lambda link: self._sql().set_fact(link, name, text))
+        self.set_facts({name: value})
+
+    def set_facts(self, values: Mapping[str, Any], expect: Mapping[str, Any] | None = None) -> bool:
+        sql = self._sql()
+        stored = False
+
+        def work(connection: Connection) -> bool:
+            nonlocal stored
+            if sql.expected(connection, expect):
+                sql.set_facts(connection, values)
+                stored = True
+            elif stored:  # The answer of an earlier try was lost: did it take place?
+                stored = sql.expected(connection, values)
+            return stored
+
+        return self._database.write(work)
 
     def facts(self, prefix: str) -> Iterator[tuple[str, Any]]:
         rows = self._database.read(lambda link: self._sql().facts(link, prefix))

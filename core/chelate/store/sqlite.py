@@ -223,7 +223,7 @@ class SQLiteDatabase(Database):
         kept = [
             at
             for at, column in enumerate(zip(*rows, strict=True))
-            if any(v is not None for v in column)
+            if column.count(None) < len(column)
         ]
         head, _, rest = sql.partition(" VALUES (")
         tail = rest.partition(")")[2]

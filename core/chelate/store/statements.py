@@ -329,12 +329,22 @@ class Statements:
         """The JSON text of a fact."""
         return connection.execute(select(facts.c.value).where(facts.c.name == name)).scalar()
 
-    def set_fact(self, connection: Connection, name: str, value: str | None) -> None:
-        """Write or, with None, remove a fact."""
-        if value is None:
-            connection.execute(delete(facts).where(facts.c.name == name))
-        else:
-            self._database.insert_many(connection, self._put_facts, [(name, value)])
+    def set_facts(self, connection: Connection, values: Mapping[str, Any] | None) -> None:
+        """Write facts, in the order of their names; None removes one."""
+        for name, value in sorted((values or {}).items()):
+            if value is None:
+                connection.execute(delete(facts).where(facts.c.name == name))
+            else:
+                self._database.insert_many(connection, self._put_facts, [(name, dump_json(value))])
+
+    def expected(self, connection: Connection, values: Mapping[str, Any] | None) -> bool:
+        """Whether these facts hold; they are locked until the transaction ends."""
+        for name, value in sorted((values or {}).items()):
+            query = select(facts.c.value).where(facts.c.name == name).with_for_update()
+            found = connection.execute(query).scalar()
+            if (None if found is None else json.loads(found)) != value:
+                return False
+        return True
 
     def facts(self, connection: Connection, prefix: str) -> list[tuple[str, str]]:
         """Facts by the beginning of their names; LIKE would ignore case on SQLite."""
