@@ -6,6 +6,8 @@ import importlib
 import io
 import json
 import os
+import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -13,8 +15,9 @@ import zipfile
 
 import pytest
 
+from chelate.client.codec import pickle_function
 from chelate.client.lattice import lattice
-from chelate.client.snapshot import INDEX, Snapshots
+from chelate.client.snapshot import INDEX, Snapshots, beside, snapshot
 from chelate.errors import GraphError
 
 LONG_AGO = 1_600_000_000
@@ -161,7 +164,7 @@ def test_a_file_edited_after_its_import_is_named(project, after):
     file.write_text(after)
     with pytest.raises(GraphError, match=r"mine\.py was edited after .* importlib\.reload"):
         Snapshots().take()
-    importlib.reload(sys.modules["mine"]) if ":" != after[-1] else file.write_text("")
+    importlib.reload(sys.modules["mine"]) if after[-1] != ":" else file.write_text("")
 
 
 def test_new_files_and_moved_lines_are_no_edits(project):
@@ -176,14 +179,23 @@ def test_new_files_and_moved_lines_are_no_edits(project):
     assert "a remark" in contents(Snapshots().take())["mine.py"]
 
 
-def test_too_much_code_is_refused_with_its_folder(project):
+@pytest.mark.parametrize("bound", ["most_files=15", "most_bytes=5000", "most_bytes=100"])
+def test_too_much_code_is_refused_with_its_folder(project, bound):
     project.write("mine/__init__.py", "")
     for number in range(20):
         project.write(f"mine/many/m{number}.py", "x = 1\n" * 100)
-    importlib.import_module("mine")
-    for bounds in ({"most_files": 15}, {"most_bytes": 5000}):
-        with pytest.raises(GraphError, match=rf"Most are in {project.folder}.*pip install"):
-            Snapshots(**bounds).take()
+    project.write("mine_small.py", "")
+    script = (
+        "import mine, mine_small, chelate.client.snapshot as s, chelate.errors\n"
+        f"try: s.Snapshots({bound}).take()\nexcept chelate.errors.GraphError as e: print(e)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"Most are in {project.folder}/mine" in run.stdout
+    assert "pip install" in run.stdout
 
 
 def test_a_repeated_snapshot_of_a_hundred_files_takes_less_than_a_millisecond(project):
@@ -214,6 +226,29 @@ def test_threads_may_take_snapshots_at_once(project):
     for thread in threads:
         thread.join()
     assert len({id(archive) for archive in found}) == 1
+
+
+def test_what_a_stored_archive_lacks_is_pickled_by_value(project):
+    file = project.write("mine.py", "def helper(): return 1\ndef f(): return helper()")
+    project.write("mine_same.py", "def f(): return 3")
+    importlib.import_module("mine_same")
+    module = importlib.import_module("mine")
+    stored = snapshot()
+    by_name = pickle_function(module.f)
+    with beside(stored):
+        assert pickle_function(module.f) == by_name
+    file.write_text("def helper(): return 2\ndef f(): return helper()")
+    importlib.reload(module)
+    for archive in (stored, None):
+        with beside(archive):
+            data = pickle_function(module.f)
+            same = pickle_function(sys.modules["mine_same"].f)
+        assert (len(same) > 200) == (archive is None)
+        file.write_text("def helper(): return 4")
+        del sys.modules["mine"]
+        assert pickle.loads(data)() == 2
+        sys.modules["mine"] = module
+    assert pickle_function(module.f) == by_name
 
 
 def test_a_bundle_carries_the_snapshot(project):

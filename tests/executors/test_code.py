@@ -1,6 +1,6 @@
 """Workers run the code that a job was stored with, whatever the files say."""
 
-# ruff: noqa: PTH118, PTH120, PTH123 (tasks do what users do)
+# ruff: noqa: PTH110, PTH118, PTH120, PTH123, PTH208, SIM115 (tasks do what users do)
 from __future__ import annotations
 
 import asyncio
@@ -20,7 +20,7 @@ from chelate.api import BlobDamagedError, Reason, Resources, digest_bytes
 from chelate.executors.local import LocalExecutor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pool_kit import Blobs, Driver, drive, value
+from pool_kit import Blobs, drive, value
 
 
 def archive(root: Path, files: dict[str, str]) -> bytes:

@@ -511,7 +511,7 @@ def check(machine, ended, graph):
         assert len(spent) <= retry.times + retry.infrastructure
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data(), graphs())
 def test_random_walks_keep_the_books(data, graph):
     draw = data.draw
@@ -547,7 +547,7 @@ def test_random_walks_keep_the_books(data, graph):
     assert machine.cancel_requested is False or not machine.ready.get("fake") or not send(machine)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(graphs(), st.randoms(use_true_random=False))
 def test_any_graph_completes_when_every_task_does(graph, random):
     machine = started(graph)

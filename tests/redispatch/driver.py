@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import chelate as ct
+from chelate.embedding import current
 
 
 def _programs(folder: Path) -> dict[str, Any]:
@@ -27,15 +28,18 @@ def _inputs(module: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return getattr(module, "ARGS", ()), getattr(module, "KWARGS", {})
 
 
-def _row(row: Any, prefix: str = "") -> list[str]:
-    return [prefix + row.name, row.decision, row.code, row.sentence]
+def _row(row: Any, prefix: str = "", kind: str = "") -> list[str]:
+    return [prefix + row.name, row.decision, row.code, row.sentence, kind]
 
 
 def _explained(dispatch_id: str, prefix: str = "") -> list[list[str]]:
     rows = []
     result = ct.get_result(dispatch_id)
+    gateway = current()
+    nodes = gateway.graph(gateway.record(dispatch_id)).nodes
     for row in ct.explain(dispatch_id):
-        rows.append(_row(row, prefix))
+        kind = nodes[row.node_id].kind
+        rows.append(_row(row, prefix, ("sub " if prefix else "") + kind))
         node = result.get_node_result(row.node_id)
         if row.decision == "REUSE":
             assert node["start_time"] == node["end_time"]

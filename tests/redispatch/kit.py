@@ -111,7 +111,7 @@ def check(item: Pair, outcome: dict[str, object]) -> None:
     assert "error" not in outcome, outcome["error"]
     assert outcome["status"] == item.status, outcome["failure"]
     rows: list[list[str]] = outcome["rows"]  # type: ignore[assignment]
-    tasks = [row for row in rows if "[" not in row[0] and ":" not in row[0] and ".__" not in row[0]]
+    tasks = [row for row in rows if row[4].rpartition(" ")[2] in ("task", "sublattice")]
     expected = item.lines()
     text = "\n".join(" ".join(row) for row in rows)
     assert [row[0] for row in tasks] == [name for name, _, _ in expected], text
@@ -121,13 +121,11 @@ def check(item: Pair, outcome: dict[str, object]) -> None:
         assert row[3], text
     if item.status == "COMPLETED":
         assert outcome["result"] == outcome["expected"], text
-    top = iter([row for row in rows if "." not in row[0] or "[" in row[0]])
     plan: list[list[str]] = outcome["plan"]  # type: ignore[assignment]
-    happened = dict.fromkeys(map(tuple, top))
-    for name, word, code, sentence in plan:
-        if word == "REUSE":
-            assert any(h[:2] == (name, "REUSE") for h in happened), (plan, text)
-        elif word == "RUN" and code != "OPTED_OUT":
-            assert (name, word, code, sentence) in happened, (plan, text)
+    happened = [row for row in rows if not row[4].startswith("sub ")]
+    assert [row[0] for row in plan] == [row[0] for row in happened], (plan, text)
+    for planned, did in zip(plan, happened, strict=True):
+        if planned[1] != "OPEN":
+            assert planned[1:4] == did[1:4], (plan, text)
     for line in str(outcome["text"]).splitlines():
         assert len(line) <= 100, line

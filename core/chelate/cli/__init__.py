@@ -1,7 +1,7 @@
 """The ``chelate`` command: look at dispatches, cancel them, take them up again.
 
-Exit codes: 0, 1 for an error of chelate's, 2 for a wrong call, 130 after Ctrl-C, 141 when the
-reader of the output has gone.
+Exit codes: 0, 1 for an error of chelate's or when the
+reader of the output has gone, 2 for a wrong call, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader, say `head`, has seen enough; what is still buffered must go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + 13
+        code = 1
     finally:
         # Commands that want to wait have waited; nothing here waits at exit.
         shutdown()

@@ -20,17 +20,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import cloudpickle
 
 from chelate.client.fingerprint.library import is_library_file
 from chelate.client.loaded import check_unchanged
 from chelate.digest import digest_bytes
 from chelate.errors import GraphError
 
-__all__ = ["INDEX", "MOST_BYTES", "MOST_FILES", "Snapshots", "snapshot"]
+__all__ = ["INDEX", "MOST_BYTES", "MOST_FILES", "Snapshots", "beside", "snapshot"]
 
 INDEX = "chelate-snapshot.json"
 MOST_FILES = 5_000
@@ -104,6 +107,22 @@ class Snapshots:
                 self._last = files, _archive(files)
             return self._last[1] if files else None
 
+    def differing(self, archive: bytes | None) -> list[ModuleType]:
+        """Loaded modules of the user that an archive lacks, or has with other source.
+
+        Raises:
+            GraphError: as :meth:`take`.
+        """
+        stored = {} if archive is None else _index(archive)["files"]
+        with self._lock:
+            self._look()
+            return [
+                loaded.module
+                for loaded in self._loaded.values()
+                if loaded.source is not None
+                and stored.get(loaded.name, [None, None])[1] != loaded.source.digest
+            ]
+
     def _look(self) -> None:
         """Bring what is known of loaded modules up to date."""
         seen = self._seen
@@ -171,8 +190,9 @@ class Snapshots:
                     name = entry.name
                     if name.endswith(".py") and entry.is_file():
                         files.append(name)
-                    elif name.isidentifier() and entry.is_dir(follow_symlinks=False):
-                        folders.append(name)
+                    elif name.isidentifier() and name != "__pycache__":
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(name)
         except OSError:
             self._listings.pop(folder, None)
             return None
@@ -287,9 +307,38 @@ def _archive(files: dict[str, _Source]) -> bytes:
     return buffer.getvalue()
 
 
+def _index(archive: bytes) -> dict[str, Any]:
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        index: dict[str, Any] = json.loads(opened.read(INDEX))
+    return index
+
+
 _snapshots = Snapshots()
 
 
 def snapshot() -> bytes | None:
     """What :meth:`Snapshots.take` gives for this process; see there."""
     return _snapshots.take()
+
+
+@contextmanager
+def beside(archive: bytes | None) -> Iterator[None]:
+    """Pickle what is to run beside stored code: what the archive lacks travels by value.
+
+    A function that replaces another in a stored workflow is newer than the snapshot that its
+    worker has, so its name alone would find nothing there, or something older.
+
+    Raises:
+        GraphError: as :meth:`Snapshots.take`.
+    """
+    known = cloudpickle.list_registry_pickle_by_value()
+    modules = [m for m in _snapshots.differing(archive) if m.__name__ not in known]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)

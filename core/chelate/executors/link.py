@@ -146,6 +146,11 @@ class Link:
         """Whether it takes no more tasks."""
         return self.retired or self.dead or self.ending is not None
 
+    @property
+    def fresh(self) -> bool:
+        """Whether it was never sent a task."""
+        return self.sequence == 0
+
     # -- to the worker ------------------------------------------------------------------------
 
     def send(self, header: dict[str, Any], blobs: Sequence[bytes]) -> None:

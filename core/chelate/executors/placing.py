@@ -91,10 +91,10 @@ class Placing(ABC):
         if not self._wide or now - self._wide[0].queued_at < PATIENCE:
             if any(self._overdue(code, now) for code in self._narrow.codes()):
                 self._grow()
-            if not any(self._overdue(code, now) for code in self._narrow.codes()):
-                for link in self._links:
-                    while self._narrow and self._feed(link):
-                        continue
+            held = any(self._overdue(code, now) for code in self._narrow.codes())
+            for link in self._links:
+                while self._narrow and (link.fresh or not held) and self._feed(link):
+                    continue
             self._grow()
         if not self._ticking and any(len(link.outstanding) > 1 for link in self._links):
             self._ticking = True
@@ -181,7 +181,8 @@ class Placing(ABC):
     def _overdue(self, code: str | None, now: float) -> bool:
         """Whether tasks of this code have waited long, and no worker is there that could take them.
 
-        Then no other narrow task is sent, so that the next worker to fall idle makes room.
+        Then no other narrow task is sent but to new workers, so that the next one to fall idle
+        makes room.
         """
         queue = self._narrow.queue(code)
         if not queue or now - queue[0].queued_at < PATIENCE:
@@ -194,12 +195,16 @@ class Placing(ABC):
         if len(active) < self._slots:
             return True
         needed = {record.job.code for record in self._wide if not record.final}
-        overdue = self._overdue(code, self.loop.time())
+        now = self.loop.time()
+        overdue = self._overdue(code, now)
         for link in active:
             if not link.ready or link.outstanding:
                 continue
-            unused = link.code not in needed and self._narrow.queue(link.code) is None
-            if link.devices or (link.code != code and (unused or overdue)):
+            queue = self._narrow.queue(link.code)
+            unused = link.code not in needed and queue is None
+            if link.devices or (link.code != code and (unused or (overdue and not link.fresh))):
+                if queue is not None:
+                    queue[0].queued_at = now  # its patience begins anew
                 link.retire()
                 return True
         return False

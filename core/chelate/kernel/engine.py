@@ -35,16 +35,17 @@ from chelate.kernel.keys import split_key
 from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lane_table import LaneTable, Orders
 from chelate.kernel.live import LiveDispatch
+from chelate.kernel.outside import Outside
+from chelate.kernel.passing import Passing
 from chelate.kernel.plugins import Plugins
-from chelate.model import FINAL, DispatchRecord, NodeRecord, NodeStatus
+from chelate.kernel.turn import Turn
+from chelate.kernel.waiters import Waiters
+from chelate.model import DispatchRecord, NodeRecord
 from chelate.settings import Settings
 
 __all__ = ["Engine"]
 
 _LOG = logging.getLogger("chelate.engine")
-_ADOPT_EVERY = 1.0
-_PASSING = frozenset({NodeStatus.SUBMITTED, NodeStatus.RUNNING})
-_PASSES_IN = 0.1  # seconds
 _DEFECTS = 3  # turns of one dispatch that may fail
 
 
@@ -61,14 +62,10 @@ class Engine:
         self._lanes = LaneTable(plugins, settings, self._inbox.put)
         self._timers: list[tuple[float, int, str, ev.Event]] = []
         self._tick = itertools.count()
-        self._fleeting: dict[tuple[str, int], tuple[float, NodeRecord]] = {}
+        self._outside = Outside(store, settings.poll_interval)
+        self._passing = Passing(self._lanes.dies_with_us)
+        self._waiters = Waiters()
         self._seen = 0
-        self._counter = -1
-        self._look_due = 0.0
-        self._adopt_due = 0.0
-        self._ended = threading.Condition()
-        self._running: set[str] = set()  # guarded by _ended
-        self._broken: dict[str, str] = {}  # guarded by _ended
         self._defects: Counter[str] = Counter()
         self._early: dict[str, list[CancelRequest]] = {}  # for dispatches not yet begun
         self._stopping = False
@@ -87,8 +84,7 @@ class Engine:
 
     def submit(self, record: DispatchRecord, graph: Graph) -> None:
         """Run a dispatch that is already stored with this kernel as its owner."""
-        with self._ended:
-            self._running.add(record.dispatch_id)
+        self._waiters.begin(record.dispatch_id)
         self._inbox.put((record, graph))
 
     def poke(self) -> None:
@@ -102,8 +98,7 @@ class Engine:
 
     def running(self) -> list[str]:
         """Ids of dispatches this kernel is running, sub-workflows left out."""
-        with self._ended:
-            return sorted(self._running)
+        return self._waiters.running()
 
     def wait(self, dispatch_id: str, timeout: float | None) -> bool | None:
         """Wait for a dispatch; True when it has ended, False on time-out, None if not ours.
@@ -111,17 +106,7 @@ class Engine:
         Raises:
             MachineError: the dispatch hit a defect and was set aside.
         """
-        with self._ended:
-            if dispatch_id in self._broken:
-                raise MachineError(self._broken[dispatch_id])
-            if dispatch_id not in self._running:
-                return None
-            done = self._ended.wait_for(
-                lambda: dispatch_id not in self._running or self._stopping, timeout
-            )
-            if dispatch_id in self._broken:
-                raise MachineError(self._broken[dispatch_id])
-            return done and not self._stopping
+        return self._waiters.wait(dispatch_id, timeout)
 
     def logs(self, record: NodeRecord, stream: str, offset: int, limit: int) -> bytes:
         """Output of a running task, straight from its executor; empty when not reachable."""
@@ -141,8 +126,7 @@ class Engine:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
         self._lanes.close(timeout)
-        with self._ended:
-            self._ended.notify_all()
+        self._waiters.stop()
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -163,9 +147,9 @@ class Engine:
     def _receive(self) -> list[Any]:
         """Everything in the inbox; waits for the first item, a timer or the next look around."""
         now = time.monotonic()
-        due = min(self._look_due, self._timers[0][0]) if self._timers else self._look_due
-        if self._fleeting:
-            due = min(due, next(iter(self._fleeting.values()))[0] + _PASSES_IN)
+        due = min(self._outside.due, self._timers[0][0]) if self._timers else self._outside.due
+        if (passing := self._passing.due()) is not None:
+            due = min(due, passing)
         items: list[Any] = []
         try:
             items.append(self._inbox.get(timeout=max(0.0, due - now)))
@@ -183,7 +167,7 @@ class Engine:
             if isinstance(item, LaneReport):
                 self._on_report(item, events, intake, orders)
             elif item is None:
-                self._look_due = self._adopt_due = 0.0
+                self._outside.hurry()
             else:
                 self._begin(*item)
         self._fire_timers(events)
@@ -212,10 +196,7 @@ class Engine:
     def _set_aside(self, dispatch_id: str, why: str) -> None:
         self._live.pop(dispatch_id, None)
         self._lanes.forget(dispatch_id)
-        with self._ended:
-            self._broken[dispatch_id] = why
-            self._running.discard(dispatch_id)
-            self._ended.notify_all()
+        self._waiters.break_off(dispatch_id, why)
 
     def _reload(self, items: list[Any], defect: Exception | None = None) -> None:
         """Trust only the store. A dispatch that keeps meeting a defect is set aside."""
@@ -270,24 +251,17 @@ class Engine:
 
     def _look_around(self, events: dict[str, list[ev.Event]]) -> None:
         """What other processes have asked for, and what dead ones have left behind."""
-        now = time.monotonic()
-        if now < self._look_due:
+        if not self._outside.look_due():
             return
-        self._look_due = now + self.settings.poll_interval
         try:
-            self._look_into_store(now, events)
+            self._heed(self._outside.requests(self.kernel_id, self._seen))
+            adopted = self._outside.adopted(self.kernel_id)
+            if adopted:
+                self._adopt(adopted)
+            for dispatch_id, event in self._outside.ended_children(self._live):
+                events.setdefault(dispatch_id, []).append(event)
         except StoreUnavailableError as error:
             _LOG.warning("The store cannot be read at present: %s", error)
-
-    def _look_into_store(self, now: float, events: dict[str, list[ev.Event]]) -> None:
-        counter = self.store.change_counter()
-        if counter != self._counter or self._adopt_due == 0.0:
-            self._counter = counter
-            self._heed(self.store.cancel_requests(self.kernel_id, self._seen))
-        if now >= self._adopt_due:
-            self._adopt_due = now + _ADOPT_EVERY
-            self._adopt()
-            self._check_children(events)
 
     def _heed(self, requests: list[CancelRequest]) -> None:
         for request in requests:
@@ -301,11 +275,8 @@ class Engine:
                 live.changed = True
             live.machine.handle([ev.Cancel(request.nodes)], time.time())
 
-    def _adopt(self) -> None:
-        orphans = self.store.orphans()
-        if not orphans:
-            return
-        for dispatch_id in self.store.adopt(self.kernel_id, orphans):
+    def _adopt(self, dispatch_ids: list[str]) -> None:
+        for dispatch_id in dispatch_ids:
             if dispatch_id in self._live:
                 continue
             try:
@@ -316,172 +287,36 @@ class Engine:
                 continue
             self._live[dispatch_id] = live
             self._lanes.adopt(live)
-            with self._ended:
-                self._running.add(dispatch_id)
+            self._waiters.begin(dispatch_id)
         self._heed(self.store.cancel_requests(self.kernel_id, 0))
-
-    def _check_children(self, events: dict[str, list[ev.Event]]) -> None:
-        """Ends of sub-dispatches that another kernel ran, or that ended before a restart."""
-        for live in self._live.values():
-            counts = live.machine.counts
-            if not counts[NodeStatus.EXPANDED] and not counts[NodeStatus.CANCELLING]:
-                continue
-            for record in live.machine.records.values():
-                child_id = record.child_id
-                if child_id is None or record.status in FINAL or child_id in self._live:
-                    continue
-                child = self.store.dispatch(child_id)
-                if child.status.final:
-                    ended = ev.ChildEnded(
-                        record.node_id, child_id, child.status, child.result, child.error
-                    )
-                    events.setdefault(live.record.dispatch_id, []).append(ended)
 
     # -- deciding and storing -----------------------------------------------------------------
 
     def _decide_and_store(self, intake: Intake, orders: Orders) -> None:
-        changed = intake.kept
-        effects: list[tuple[LiveDispatch, ev.Effect]] = []
-        over: list[LiveDispatch] = []
-        new_ids = {live.record.dispatch_id for live in intake.created}
-        for live in intake.created:
-            self._live[live.record.dispatch_id] = live
-            live.begin(time.time())
-            live.machine.start()
+        turn = Turn(self._live, self._lanes, intake, orders)
         while True:
-            self._settle_down(changed, effects, over)
-            self._hold_back(changed)
-            rows = [live.record for live in [*self._live.values(), *over] if live.changed]
-            commit = Commit(
-                blobs=intake.blobs,
-                nodes={key: list(records.values()) for key, records in changed.items()},
-                dispatches=[row for row in rows if row.dispatch_id not in new_ids],
-                created=[row for row in rows if row.dispatch_id in new_ids],
-            )
-            if not (commit.nodes or rows):
-                break
-            requests = self._commit(commit, changed, orders)
+            turn.settle_down()
+            self._passing.sift(turn.changed, self._live)
+            commit = turn.commit()
+            requests = [] if commit is None else self._commit(commit, turn)
             if not requests:
                 break
             self._heed(requests)
         for live in self._live.values():
             live.changed = False
-        self._tell(changed, over)
-        self._order(effects, orders)
+        self._tell(turn)
+        self._order(turn)
         self._lanes.carry_out(orders)
 
-    def _hold_back(self, changed: dict[str, dict[int, NodeRecord]]) -> None:
-        """Leave out rows that a crash would make worthless and that soon change again.
-
-        That a local task was accepted or runs is stored only once it has lasted a moment: its
-        handle dies with this process, and a short task would be written three times over.
-        """
-        now = time.monotonic()
-        fleeting = self._fleeting
-        for dispatch_id, records in changed.items():
-            for node_id, record in list(records.items()):
-                entry = (dispatch_id, node_id)
-                if record.status in _PASSING and self._lanes.dies_with_us(record.executor):
-                    fleeting.setdefault(entry, (now, record))
-                    del records[node_id]
-                else:
-                    fleeting.pop(entry, None)
-        while fleeting:
-            entry = next(iter(fleeting))
-            since, record = fleeting[entry]
-            if now - since < _PASSES_IN:
-                break
-            del fleeting[entry]
-            if entry[0] in self._live:
-                changed.setdefault(entry[0], {})[entry[1]] = record
-        for dispatch_id in [key for key, records in changed.items() if not records]:
-            del changed[dispatch_id]
-
-    def _settle_down(
-        self,
-        changed: dict[str, dict[int, NodeRecord]],
-        effects: list[tuple[LiveDispatch, ev.Effect]],
-        over: list[LiveDispatch],
-    ) -> None:
-        """Let machines decide until nothing moves: take ready nodes, end dispatches."""
-        moving = True
-        while moving:
-            moving = False
-            for live in self._live.values():
-                live.decide()
-            self._lanes.take(list(self._live.values()))
-            for live in list(self._live.values()):
-                records, orders = live.machine.drain()
-                if records:
-                    moving = True
-                    if live.reuse is not None and live.reuse.audits:
-                        for record in records:
-                            live.reuse.audited(record)
-                    self._lanes.count(live.record.dispatch_id, records)
-                    changed.setdefault(live.record.dispatch_id, {}).update(
-                        {record.node_id: record for record in records}
-                    )
-                for order in orders:
-                    if isinstance(order, ev.CancelChild):
-                        self._cancel_child(order.child_id, effects, live, order)
-                    else:
-                        effects.append((live, order))
-                if records or live.changed:
-                    live.refresh()
-                if live.over:
-                    moving = True
-                    self._end(live, over)
-
-    def _cancel_child(
-        self,
-        child_id: str,
-        effects: list[tuple[LiveDispatch, ev.Effect]],
-        parent: LiveDispatch,
-        order: ev.CancelChild,
-    ) -> None:
-        child = self._live.get(child_id)
-        if child is None:
-            effects.append((parent, order))  # another kernel's: ask it through the store
-            return
-        child.record.cancel_requested = True
-        child.changed = True
-        child.machine.handle([ev.Cancel(None)], time.time())
-
-    def _end(self, live: LiveDispatch, over: list[LiveDispatch]) -> None:
-        live.finish(time.time())
-        over.append(live)
-        record = live.record
-        del self._live[record.dispatch_id]
-        parent = self._live.get(record.parent_id or "")
-        if parent is not None and record.parent_node is not None:
-            ended = ev.ChildEnded(
-                record.parent_node, record.dispatch_id, record.status, record.result, record.error
-            )
-            parent.machine.handle([ended], time.time())
-
-    def _commit(
-        self, commit: Commit, changed: dict[str, dict[int, NodeRecord]], orders: Orders
-    ) -> list[CancelRequest]:
+    def _commit(self, commit: Commit, turn: Turn) -> list[CancelRequest]:
         """Store a turn, however long the store is unavailable: nothing is acted on before."""
         delay = 0.1
         while True:
             try:
                 return self.store.commit(self.kernel_id, commit, self._seen)
             except OwnershipLostError as error:
-                lost = set(error.args[1])
                 _LOG.warning("%s", error.args[0])
-                lost |= {r.dispatch_id for r in commit.created if r.parent_id in lost}
-                for dispatch_id in lost:
-                    self._live.pop(dispatch_id, None)
-                    self._lanes.forget(dispatch_id)
-                    changed.pop(dispatch_id, None)
-                    commit.nodes.pop(dispatch_id, None)
-                orders.keep_results(lost)
-                with self._ended:
-                    self._running -= lost
-                    self._ended.notify_all()
-                commit.dispatches = [r for r in commit.dispatches if r.dispatch_id not in lost]
-                commit.created = [r for r in commit.created if r.dispatch_id not in lost]
+                self._waiters.end(turn.drop(commit, set(error.args[1])))
             except StoreUnavailableError as error:
                 if self._stopping:
                     raise
@@ -491,13 +326,10 @@ class Engine:
 
     # -- telling and acting -------------------------------------------------------------------
 
-    def _tell(self, changed: dict[str, dict[int, NodeRecord]], over: list[LiveDispatch]) -> None:
+    def _tell(self, turn: Turn) -> None:
+        changed, over = turn.changed, turn.over
         if over:
-            with self._ended:
-                for live in over:
-                    self._running.discard(live.record.dispatch_id)
-                    self._broken.pop(live.record.dispatch_id, None)
-                self._ended.notify_all()
+            self._waiters.end([live.record.dispatch_id for live in over])
         hooks = self.plugins.hooks
         if changed and hooks.implemented("tasks_changed"):
             for dispatch_id, records in changed.items():
@@ -506,9 +338,10 @@ class Engine:
             for live in over:
                 hooks.dispatch_changed(live.record)
 
-    def _order(self, effects: list[tuple[LiveDispatch, ev.Effect]], orders: Orders) -> None:
+    def _order(self, turn: Turn) -> None:
         """Turn effects into orders for the lanes; what was cancelled meanwhile is not sent."""
-        for live, effect in effects:
+        orders = turn.orders
+        for live, effect in turn.effects:
             if self._live.get(live.record.dispatch_id) is not live:
                 continue  # another kernel's by now, and so is the effect
             if isinstance(effect, ev.StartTimer):

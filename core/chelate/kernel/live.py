@@ -107,9 +107,7 @@ class LiveDispatch:
             reused = self.reuse.decide(offered, self.machine.records)
             self.machine.handle(reused, time.time())
 
-    def replace_graph(
-        self, bundle: Bundle, blobs: dict[str, bytes], store: ResultStore
-    ) -> None:
+    def replace_graph(self, bundle: Bundle, blobs: dict[str, bytes], store: ResultStore) -> None:
         """The graph was built in a worker: go on with it."""
         assert bundle.graph is not None
         data = bundle.graph.to_json()

@@ -127,9 +127,7 @@ class Reuse:
                     self.audits[node_id] = decided.output
                     records[node_id].decision = "AUDIT"
                     continue
-                reused.append(
-                    ev.Reused(node_id, decided.output, decided.origin, decided.child_id)
-                )
+                reused.append(ev.Reused(node_id, decided.output, decided.origin, decided.child_id))
             elif decided.code:
                 records[node_id].decision = decided.code
         return reused

@@ -167,7 +167,10 @@ class Firing:
                 last_fire=time.time(),
                 running=(*progress.running, new_id) if limited else (),
             )
-            latest = [*(armed.latest if number % 100 != 1 else ()), [number, after.last_fire, new_id]]
+            latest = [
+                *(armed.latest if number % 100 != 1 else ()),
+                [number, after.last_fire, new_id],
+            ]
             facts = self._facts(armed, cursor, after)
             facts[fires_fact(armed.trigger_id, number)] = latest
             if number > 100 * KEPT_CHUNKS:

@@ -390,7 +390,9 @@ class TriggerHost:
             new = mine - self._armed.keys()
         for armed in gone:
             if armed.instance is not None and armed.trigger_id in {
-                name.partition(":")[2] for name, value in stored.items() if value["state"] != STOPPED
+                name.partition(":")[2]
+                for name, value in stored.items()
+                if value["state"] != STOPPED
             }:
                 self._parked[armed.trigger_id] = armed.instance
             self._disarm(armed)

@@ -206,7 +206,7 @@ class TriggerClasses:
                 found = getattr(found, name)
             if not (isinstance(found, type) and issubclass(found, BaseTrigger)):
                 raise LookupError(f"{definition.where} is no trigger class")
-        except Exception as error:  # noqa: BLE001 - a user's module may raise anything on import
+        except Exception as error:
             raise PluginNotFoundError(
                 f"The trigger class {path} of module {module} was not found ({error}). Put it into "
                 f"a module that Python {sys.version_info[0]}.{sys.version_info[1]} can import "

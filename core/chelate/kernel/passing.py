@@ -1,0 +1,53 @@
+"""Rows that are not worth a write yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container
+
+from chelate.model import NodeRecord, NodeStatus
+
+__all__ = ["Passing"]
+
+_PASSING = frozenset({NodeStatus.SUBMITTED, NodeStatus.RUNNING})
+_AFTER = 0.1  # seconds
+
+
+class Passing:
+    """Leaves out rows that a crash would make worthless and that soon change again.
+
+    That a local task was accepted or runs is stored only once it has lasted a moment: its handle
+    dies with this process, and a short task would be written three times over.
+    """
+
+    def __init__(self, dies_with_us: Callable[[str | None], bool]) -> None:
+        self._dies_with_us = dies_with_us
+        self._held: dict[tuple[str, int], tuple[float, NodeRecord]] = {}
+
+    def due(self) -> float | None:
+        """The monotonic moment at which the oldest row has to be written."""
+        for since, _ in self._held.values():
+            return since + _AFTER
+        return None
+
+    def sift(self, changed: dict[str, dict[int, NodeRecord]], live: Container[str]) -> None:
+        """Take passing rows out of ``changed`` and put those in that have lasted."""
+        now = time.monotonic()
+        for dispatch_id, records in changed.items():
+            for node_id, record in list(records.items()):
+                entry = (dispatch_id, node_id)
+                if record.status in _PASSING and self._dies_with_us(record.executor):
+                    self._held.setdefault(entry, (now, record))
+                    del records[node_id]
+                else:
+                    self._held.pop(entry, None)
+        while self._held:
+            entry = next(iter(self._held))
+            since, record = self._held[entry]
+            if now - since < _AFTER:
+                break
+            del self._held[entry]
+            if entry[0] in live:
+                changed.setdefault(entry[0], {})[entry[1]] = record
+        for dispatch_id in [key for key, records in changed.items() if not records]:
+            del changed[dispatch_id]

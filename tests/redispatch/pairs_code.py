@@ -1,0 +1,167 @@
+# ruff: noqa: E501 - texts of programs
+"""Edits of code: what a task reaches counts, and nothing else does."""
+
+from __future__ import annotations
+
+from tests.redispatch.kit import pair
+
+BASE = '''
+from .helpers import normalise
+from . import helpers
+import functools
+
+FACTOR = 2
+TABLE = {"low": 0, "high": 10}
+UNUSED = 1
+API_TOKEN = "old-secret-value"
+
+@ct.electron
+def load(n):
+    """Some numbers."""
+    return list(range(n))
+
+@ct.electron
+def scale(xs, k=FACTOR):
+    return [x * FACTOR + TABLE["low"] for x in xs]
+
+@ct.electron
+def norm(xs):
+    return [normalise(x) for x in xs]
+
+@ct.electron
+def total(xs):
+    return sum(xs)
+
+@ct.lattice
+def wf(n=4):
+    return total(norm(scale(load(n))))
+'''
+HELPERS = '''
+DEPTH = 3
+
+def inner(x):
+    return x + 1
+
+def normalise(x):
+    return inner(x) - 1
+
+def unrelated(x):
+    return x
+'''
+FILES = {"main": BASE, "helpers": HELPERS}
+ALL_SAME = "load SAME\n scale SAME\n norm SAME\n total SAME"
+
+CODE = [
+    pair("nothing", FILES, [], ALL_SAME),
+    pair("comments", FILES, [("return sum(xs)", "# adds\n    return sum(xs)  # all")], ALL_SAME),
+    pair("docstring", FILES, [('"""Some numbers."""', '"""Other words."""')], ALL_SAME),
+    pair("docstring_removed", FILES, [('    """Some numbers."""\n', "")], ALL_SAME),
+    pair("annotations", FILES, [("def total(xs)", "def total(xs: list) -> int")], ALL_SAME),
+    pair("layout", FILES, [("return sum(xs)", "return (\n        sum(\n xs))")], ALL_SAME),
+    pair("moved", FILES, [("FACTOR = 2", "\n" * 40 + "FACTOR = 2")], ALL_SAME),
+    pair("unused_global", FILES, [("UNUSED = 1", "UNUSED = 2")], ALL_SAME),
+    pair("unused_helper", FILES, [("helpers", "return x\n", "return x * 3\n")], ALL_SAME),
+    pair("helper_comment", FILES, [("helpers", "return x + 1", "return x + 1  # one")], ALL_SAME),
+    pair("lattice_comment", FILES, [("    return total(norm", "    # chain\n    return total(norm")], ALL_SAME),
+    pair("lattice_locals", FILES, [("    return total(norm(scale(load(n))))", "    a = load(n)\n    b = scale(a)\n    return total(norm(b))")], ALL_SAME),
+    pair("body", FILES, [("return sum(xs)", "return sum(xs) + 1")],
+         "load SAME\n scale SAME\n norm SAME\n total BODY body of the task changed"),
+    pair("body_first", FILES, [("list(range(n))", "list(range(n + 1))")],
+         "load BODY\n scale UPSTREAM argument xs changed: result of load() has another value\n norm UPSTREAM result of scale()\n total UPSTREAM result of norm()"),
+    pair("body_equal_output", FILES, [("list(range(n))", "[i for i in range(n)]")],
+         "load BODY\n scale SAME_VALUE same value although load() ran again\n norm SAME\n total SAME"),
+    pair("helper", FILES, [("helpers", "inner(x) - 1", "inner(x) - 2")],
+         "load SAME\n scale SAME\n norm HELPER helper normalise() changed\n total UPSTREAM result of norm()"),
+    pair("helper_of_helper", FILES, [("helpers", "return x + 1", "return x + 2")],
+         "load SAME\n scale SAME\n norm HELPER helper inner() changed\n total UPSTREAM result of norm()"),
+    pair("helper_equal_output", FILES, [("helpers", "return x + 1", "return 1 + x")],
+         "load SAME\n scale SAME\n norm HELPER helper inner() changed\n total SAME_VALUE although norm() ran again"),
+    pair("global_value", FILES, [("FACTOR = 2", "FACTOR = 3"), ("k=FACTOR", "k=2")],
+         "load SAME\n scale GLOBAL global FACTOR changed: 2 → 3\n norm UPSTREAM\n total UPSTREAM"),
+    pair("global_dict", FILES, [('"low": 0', '"low": 5')],
+         "load SAME\n scale GLOBAL global TABLE changed\n norm UPSTREAM\n total UPSTREAM"),
+    pair("secret_global", {**FILES, "main": BASE.replace("return sum(xs)", "return sum(xs) + len(API_TOKEN)")},
+         [("old-secret-value", "new-secret-values")],
+         "load SAME\n scale SAME\n norm SAME\n total GLOBAL global API_TOKEN changed"),
+    pair("default", {"main": "@ct.electron\ndef f(x, k=2):\n    return x * k\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n"},
+         [("k=2", "k=5")], "f DEFAULT default of k changed: 2 → 5"),
+    pair("keyword_default", "@ct.electron\ndef f(x, *, k=2):\n    return x * k\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("k=2", "k=5")], "f DEFAULT default of k changed: 2 → 5"),
+    pair("closure_value", "def make(k):\n    @ct.electron\n    def f(x):\n        return x * k\n    return f\nf = make(2)\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("make(2)", "make(3)")], "f CLOSURE closure value k changed: 2 → 3"),
+    pair("closure_function", "def twice(x):\n    return 2 * x\ndef make(g):\n    @ct.electron\n    def f(x):\n        return g(x)\n    return f\nf = make(twice)\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("return 2 * x", "return 3 * x")], "f HELPER helper twice() changed"),
+    pair("decorator_body", "import functools\ndef deco(g):\n    @functools.wraps(g)\n    def w(*a):\n        return g(*a) + 1\n    return w\n@ct.electron\n@deco\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("g(*a) + 1", "g(*a) + 2")], "f DECORATOR decorator deco() changed"),
+    pair("decorator_argument", "import functools\ndef times(n):\n    def deco(g):\n        @functools.wraps(g)\n        def w(*a):\n            return g(*a) * n\n        return w\n    return deco\n@ct.electron\n@times(2)\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("@times(2)", "@times(4)")], "f DECORATOR decorator times"),
+    pair("decorated_body", "import functools\ndef deco(g):\n    @functools.wraps(g)\n    def w(*a):\n        return g(*a) + 1\n    return w\n@ct.electron\n@deco\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("    return x\n\n@ct", "    return x * 2\n\n@ct")], "f BODY"),
+    pair("partial_argument", "import functools\ndef power(x, k):\n    return x ** k\nf = ct.electron(functools.partial(power, k=2), name='f')\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("k=2", "k=3")], "f DECORATOR"),
+    pair("partial_body", "import functools\ndef power(x, k):\n    return x ** k\nf = ct.electron(functools.partial(power, k=2), name='f')\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("x ** k", "x ** k + 1")], "f BODY"),
+    pair("lambda_body", "f = ct.electron(lambda x: x + 1, name='f')\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("x + 1", "x + 2")], "f BODY"),
+    pair("lambda_same", "f = ct.electron(lambda x: x + 1, name='f')\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("f = ct", "\n\n\nf = ct")], "f SAME"),
+    pair("nested_function", "@ct.electron\ndef f(x):\n    def g(y):\n        return y + 1\n    return g(x)\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("y + 1", "y + 2")], "f BODY"),
+    pair("class_used", "class Tool:\n    def run(self, x):\n        return x + 1\n@ct.electron\ndef f(x):\n    return Tool().run(x)\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("x + 1", "x + 2")], "f CLASS class Tool changed"),
+    pair("base_class", "class Base:\n    def run(self, x):\n        return x + 1\nclass Tool(Base):\n    pass\n@ct.electron\ndef f(x):\n    return Tool().run(x)\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("x + 1", "x + 2")], "f CLASS"),
+    pair("dataclass_default", "import dataclasses\n@dataclasses.dataclass\nclass P:\n    k: int = 2\n@ct.electron\ndef f(x):\n    return P().k * x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("k: int = 2", "k: int = 4")], "f CLASS class P changed"),
+    pair("enum_member", "import enum\nclass Mode(enum.Enum):\n    A = 1\n    B = 2\n@ct.electron\ndef f(x):\n    return Mode.A.value + x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("A = 1", "A = 7")], "f CLASS class Mode"),
+    pair("method_task", "class Model:\n    k = 2\n    @ct.electron\n    def fit(self, x):\n        return self.k * x\nm = Model()\n\n@ct.lattice\ndef wf(x=3):\n    return m.fit(x)\n",
+         [("return self.k * x", "return self.k * x + 1")], "fit BODY"),
+    pair("method_task_attribute", "class Model:\n    k = 2\n    @ct.electron\n    def fit(self, x):\n        return self.k * x\nm = Model()\n\n@ct.lattice\ndef wf(x=3):\n    return m.fit(x)\n",
+         [("k = 2", "k = 3")], "fit CLASS_OF_ARGUMENT class Model"),
+    pair("module_attribute", {"main": "from . import helpers\n@ct.electron\ndef f(x):\n    return x + helpers.DEPTH\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", "helpers": HELPERS},
+         [("helpers", "DEPTH = 3", "DEPTH = 4")], "f GLOBAL DEPTH changed: 3 → 4"),
+    pair("module_elsewhere", {"main": "from . import helpers\n@ct.electron\ndef f(x):\n    return x + helpers.DEPTH\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", "helpers": HELPERS},
+         [("helpers", "inner(x) - 1", "inner(x) - 2")], "f SAME"),
+    pair("local_import", {"main": "@ct.electron\ndef f(x):\n    from .helpers import normalise\n    return normalise(x)\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", "helpers": HELPERS},
+         [("helpers", "inner(x) - 1", "inner(x) - 2")], "f HELPER helper normalise() changed"),
+    pair("recursion", "def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != 0 and even(n - 1)\n@ct.electron\ndef f(x):\n    return even(x)\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("return n != 0 and even(n - 1)", "return n > 0 and even(n - 1)")], "f HELPER helper odd() changed"),
+    pair("callable_instance", "class Add:\n    def __init__(self, k):\n        self.k = k\n    def __call__(self, x):\n        return x + self.k\nf = ct.electron(Add(2), name='f')\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("Add(2)", "Add(3)")], "f "  "BODY"),
+    pair("callable_instance_code", "class Add:\n    def __init__(self, k):\n        self.k = k\n    def __call__(self, x):\n        return x + self.k\nf = ct.electron(Add(2), name='f')\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("x + self.k", "x - self.k")], "f CLASS"),
+    pair("renamed_task", FILES, [("def total", "def add_up"), ("total(norm", "add_up(norm")],
+         "load SAME\n scale SAME\n norm SAME\n add_up SAME"),
+    pair("renamed_and_edited", FILES, [("def total", "def add_up"), ("total(norm", "add_up(norm"), ("return sum(xs)", "return sum(xs) * 2")],
+         "load SAME\n scale SAME\n norm SAME\n add_up NEW_TASK no task add_up"),
+    pair("renamed_helper", {"main": BASE.replace("normalise", "inner"), "helpers": HELPERS}, [("from .helpers import inner", "from .helpers import inner as helper_inner"), ("[inner(x)", "[helper_inner(x)")],
+         "load SAME\n scale SAME\n norm BODY\n total SAME_VALUE"),
+    pair("task_moved_to_module", FILES, {"main": BASE.replace("@ct.electron\ndef total(xs):\n    return sum(xs)\n", "from .helpers import total\n"), "helpers": "import chelate as ct\n" + HELPERS + "\n@ct.electron\ndef total(xs):\n    return sum(xs)\n"}, ALL_SAME),
+    pair("version_same", "@ct.electron(version='1')\ndef f(x):\n    return x + 1\n\nRESULT = 4\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("x + 1", "1 + x")], "f SAME"),
+    pair("version_changed", "@ct.electron(version='1')\ndef f(x):\n    return x + 1\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("version='1'", "version='2'")], "f VERSION version changed: 1 → 2"),
+    pair("depends_on_function", "def table():\n    return 1\n@ct.electron(depends_on=[table])\ndef f(x):\n    return globals()['tab' + 'le']() + x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("return 1", "return 2")], "f DEPENDS_ON dependency table changed"),
+    pair("depends_on_file", "from pathlib import Path\nimport os\np = Path(os.environ['PAIRS_FOLDER'], 'depends.txt')\np.write_text('one')\n@ct.electron(depends_on=[ct.File(str(p))])\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("'one'", "'two'")], "f DEPENDS_ON depends.txt"),
+    pair("ignored_argument", "@ct.electron(ignore=['verbose'])\ndef f(x, verbose):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x, 1)\n",
+         [("f(x, 1)", "f(x, 2)")], "f SAME"),
+    pair("ignored_default", "@ct.electron(ignore=['verbose'])\ndef f(x, verbose=0):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("verbose=0", "verbose=1")], "f SAME"),
+    pair("opted_out", "@ct.electron(reuse=False)\ndef f(x):\n    return x + 1\n@ct.electron\ndef g(x):\n    return x * 2\n\n@ct.lattice\ndef wf(x=3):\n    return g(f(x))\n",
+         [], "f OPTED_OUT reuse=False\n g SAME_VALUE although f() ran again"),
+    pair("opted_out_random", "import uuid\n@ct.electron(reuse=False)\ndef f(x):\n    return uuid.uuid4().hex\n@ct.electron\ndef g(x):\n    return len(x)\n\n@ct.lattice\ndef wf(x=3):\n    return g(f(x))\n",
+         [], "f OPTED_OUT\n g UPSTREAM result of f()"),
+    pair("reuse_always", "@ct.electron(reuse='always')\ndef f(x):\n    return x + 1\n\nRESULT = 4\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("x + 1", "x + 2"), ("wf(x=3)", "wf(x=9)")], "f ALWAYS"),
+    pair("reuse_always_below", "@ct.electron\ndef f(x):\n    return x\n@ct.electron(reuse='always')\ndef g(x):\n    return x + 1\n\nRESULT = 4\n@ct.lattice\ndef wf(x=3):\n    return g(f(x))\n",
+         [("    return x\n", "    return x * 5\n")], "f BODY\n g ALWAYS"),
+    pair("lattice_reuse_off", "@ct.electron\ndef f(x):\n    return x\n\n@ct.lattice(reuse=False)\ndef wf(x=3):\n    return f(x)\n",
+         [], "f OPTED_OUT"),
+    pair("resources_changed", "@ct.electron\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("@ct.electron\n", "@ct.electron(resources=ct.Resources(cpus=2), retries=3, timeout=60)\n")], "f SAME"),
+    pair("executor_changed", "@ct.electron\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+         [("@ct.electron\n", "@ct.electron(executor=ct.LocalExecutor(max_workers=1))\n")], "f SAME"),
+]
