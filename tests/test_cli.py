@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from chelate.cli import main
+
 SCRIPT = """
 import sys
 import time
@@ -60,8 +62,12 @@ def slow(seconds):
 
 
 if __name__ == "__main__":
+    ids = []
     for name, value in zip(sys.argv[1::2], sys.argv[2::2]):
-        print(ct.dispatch(globals()[name])(float(value)), flush=True)
+        ids.append(ct.dispatch(globals()[name])(float(value)))
+        print(ids[-1], flush=True)
+    for dispatch_id in ids:
+        ct.get_result(dispatch_id, wait=True)
 """
 
 
@@ -207,17 +213,17 @@ def test_beginnings_of_ids(home, done) -> None:
         (["show"], "UsageError", 2),
     ],
 )
-def test_errors(home, arguments, kind, code) -> None:
-    plain = chelate(home, *arguments)
-    assert plain.returncode == code
-    assert plain.stdout == ""
-    assert plain.stderr.strip()
-    assert "Traceback" not in plain.stderr
+def test_errors(tmp_path, monkeypatch, capsys, arguments, kind, code) -> None:
+    monkeypatch.setenv("CHELATE_HOME", str(tmp_path))
+    assert main(arguments) == code
+    plain = capsys.readouterr()
+    assert plain.out == ""
+    assert plain.err.strip()
+    assert "Traceback" not in plain.err
     if code == 1:
-        assert len(plain.stderr.splitlines()) == 1
-    as_json = chelate(home, *arguments, "--json")
-    assert as_json.returncode == code
-    answer = json.loads(as_json.stdout)
+        assert len(plain.err.splitlines()) == 1
+    assert main([*arguments, "--json"]) == code
+    answer = json.loads(capsys.readouterr().out)
     assert set(answer) == {"error", "type"}
     assert answer["type"] == kind
 
@@ -295,7 +301,8 @@ def test_cancel_reaches_another_process(home, script) -> None:
             owner.kill()
 
 
-def test_resume_finishes_what_a_killed_process_left(home, script) -> None:
+def test_resume_finishes_what_a_killed_process_left(tmp_path, script) -> None:
+    home = tmp_path
     with subprocess.Popen(
         [sys.executable, str(script), "slow", "2"],
         env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

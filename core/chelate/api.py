@@ -31,6 +31,7 @@ from chelate.contracts.store import (
     DispatchFilter,
     ResultStore,
 )
+from chelate.contracts.trigger import BaseTrigger, Check
 from chelate.digest import (
     DIGEST_BYTES,
     digest_bytes,
@@ -94,12 +95,14 @@ __all__ = [
     "FINAL",
     "Accepted",
     "AuthenticationError",
+    "BaseTrigger",
     "BlobDamagedError",
     "BlobMissingError",
     "BlobReader",
     "BuildError",
     "CancelRequest",
     "Capabilities",
+    "Check",
     "ChelateError",
     "Commit",
     "ConfigError",

@@ -35,6 +35,7 @@ __all__ = [
     "argument_prints",
     "execution_keys",
     "occurrences",
+    "reference_print",
     "value_print",
 ]
 
@@ -63,9 +64,7 @@ def _path_print(ref: ValueRef, path: list[list[Any]], constants: Mapping[str, Va
         base, path = part, path[1:]
     if not path:
         return base
-    steps = [
-        ["c", _constant(step[1], constants)] if step[0] == "c" else step for step in path
-    ]
+    steps = [["c", _constant(step[1], constants)] if step[0] == "c" else step for step in path]
     text = values.fingerprint(json.dumps(steps))
     return values.combine("t", [_PATH or "", base, text or ""])
 
@@ -105,7 +104,9 @@ def reference_print(
         return ref.fingerprint
     if head == "n":
         ref = lookup(reference[1])
-        return value_print(ref) if len(reference) == 2 else _path_print(ref, reference[2], constants)
+        return (
+            value_print(ref) if len(reference) == 2 else _path_print(ref, reference[2], constants)
+        )
     if head == "c":
         return _constant(reference[1], constants)
     if head == "d":
@@ -148,9 +149,7 @@ class Tables:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.parameters = {
-            node.id: node.value for node in graph.nodes if node.value is not None
-        }
+        self.parameters = {node.id: node.value for node in graph.nodes if node.value is not None}
 
     def print(self, reference: Reference, lookup: Lookup) -> str:
         """The fingerprint of a reference; raises Unstable."""
@@ -176,9 +175,7 @@ def argument_prints(node: Node, tables: Tables, lookup: Lookup) -> list[list[str
     return found
 
 
-def execution_keys(
-    node: Node, tables: Tables, lookup: Lookup, replaced: str | None = None
-) -> Keys:
+def execution_keys(node: Node, tables: Tables, lookup: Lookup, replaced: str | None = None) -> Keys:
     """The keys of a node whose inputs are known.
 
     ``replaced`` digests the replacements that a sub-workflow is built with, since they can

@@ -16,6 +16,7 @@ from chelate.model import Status
 from chelate.result import Result
 
 __all__ = [
+    "Submission",
     "cancel",
     "dispatch",
     "dispatch_sync",
@@ -112,7 +113,8 @@ def dispatch_sync(lattice: Lattice, dispatcher_addr: str | None = None) -> Calla
     submit = dispatch(lattice, dispatcher_addr)
 
     def run(*args: Any, **kwargs: Any) -> Result:
-        return get_result(submit(*args, **kwargs), wait=True)
+        result: Result = get_result(submit(*args, **kwargs), wait=True)
+        return result
 
     return run
 

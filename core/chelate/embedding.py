@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from chelate.gateway import LocalGateway, unfinished
+from chelate.contracts.store import DispatchFilter
+from chelate.gateway import LocalGateway
+from chelate.model import DispatchRecord, Status
 from chelate.settings import Settings
 
 __all__ = ["configure", "current", "detaching", "settings", "shutdown"]
@@ -132,6 +134,15 @@ def _wait_for_rest(gateway: LocalGateway) -> None:
             more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
             _say(f"Waiting for {names}{more} to end; Ctrl-C detaches.")
         gateway.wait(waiting[0].dispatch_id)
+
+
+def unfinished(gateway: LocalGateway) -> list[DispatchRecord]:
+    """Dispatches that this process's kernel is running."""
+    if not gateway.started:
+        return []
+    query = DispatchFilter(status=(Status.RUNNING, Status.CANCELLING), limit=1000)
+    mine = set(gateway.engine.running())
+    return [record for record in gateway.records(query) if record.dispatch_id in mine]
 
 
 def _say(line: str) -> None:

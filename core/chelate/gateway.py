@@ -20,10 +20,10 @@ from chelate.errors import (
     GraphError,
     InvalidDispatchIdError,
     ResultNotReadyError,
-    TaskNotFoundError,
 )
-from chelate.graph import Graph, Kind, Node
-from chelate.model import FINAL, DispatchRecord, NodeRecord, Status
+from chelate.graph import Graph
+from chelate.model import FINAL, DispatchRecord, NodeRecord
+from chelate.targets import CancelAnswer, resolve_tasks
 
 if TYPE_CHECKING:
     from chelate.contracts.store import ResultStore
@@ -341,63 +341,3 @@ class LocalGateway:
         if row.status in FINAL or self._engine is None:
             return b""
         return self._engine.logs(row, stream, 0, 1 << 24)
-
-
-class CancelAnswer:
-    """What a cancel found: ``live`` targets are being cancelled, ``over`` had ended before."""
-
-    def __init__(
-        self, record: DispatchRecord, live: tuple[int, ...], over: tuple[int, ...]
-    ) -> None:
-        self.record = record
-        self.live = live
-        self.over = over
-
-    def sentence(self, whole: bool) -> str:
-        """For people."""
-        dispatch_id = self.record.dispatch_id
-        if self.record.status.final:
-            return f"Dispatch {dispatch_id} had already ended: {self.record.status}."
-        if whole:
-            return f"Dispatch {dispatch_id} is being cancelled."
-        parts = []
-        if self.live:
-            parts.append(f"Tasks {list(self.live)} in dispatch {dispatch_id} are being cancelled.")
-        if self.over:
-            parts.append(f"Tasks {list(self.over)} had already ended.")
-        return " ".join(parts) or f"There is nothing to cancel in dispatch {dispatch_id}."
-
-
-def resolve_tasks(graph: Graph, targets: Sequence[int | str]) -> list[int]:
-    """Node ids of tasks given by id or name; a name stands for every task that has it.
-
-    Raises:
-        TaskNotFoundError: with the tasks that exist.
-    """
-    tasks: dict[int, Node] = {node.id: node for node in graph.tasks() if node.kind != Kind.BUILD}
-    by_name: dict[str, list[int]] = {}
-    for node in tasks.values():
-        by_name.setdefault(node.name, []).append(node.id)
-    found: list[int] = []
-    for target in targets:
-        if isinstance(target, str) and target in by_name:
-            found.extend(by_name[target])
-        elif isinstance(target, int) and not isinstance(target, bool) and target in tasks:
-            found.append(target)
-        else:
-            shown = ", ".join(f"{node.id} ({node.name})" for node in list(tasks.values())[:20])
-            more = " …" if len(tasks) > 20 else ""
-            raise TaskNotFoundError(
-                f"There is no task {target!r} in this dispatch; nothing was cancelled. "
-                f"Its tasks: {shown or 'none'}{more}"
-            )
-    return list(dict.fromkeys(found))
-
-
-def unfinished(gateway: LocalGateway) -> list[DispatchRecord]:
-    """Dispatches that this process's kernel is running."""
-    if not gateway.started:
-        return []
-    query = DispatchFilter(status=(Status.RUNNING, Status.CANCELLING), limit=1000)
-    mine = set(gateway.engine.running())
-    return [record for record in gateway.records(query) if record.dispatch_id in mine]

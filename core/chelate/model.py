@@ -34,7 +34,9 @@ class _Word(str, Enum):
     """A string constant that prints as its bare value on every supported Python."""
 
     __str__ = str.__str__
-    __format__ = str.__format__
+
+    def __format__(self, spec: str) -> str:
+        return str.__format__(self.value, spec)
 
 
 class Status(_Word):

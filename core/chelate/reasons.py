@@ -69,7 +69,7 @@ class Reasons:
             return "REUSE_OFF", "reuse was not asked for"
         if code in ("OPTED_OUT", "AUDIT", "AUDIT_SAME", "AUDIT_DIFFERENT"):
             return code, _SENTENCES[code]
-        place = occurrences_of(self.graph)[node.id]
+        place = occurrences(self.graph)[node.id]
         old = self._counterpart(place)
         if old is None:
             if any(name == node.name for name, _ in self.index.nodes):
@@ -104,7 +104,7 @@ class Reasons:
             return None
         assert self.index is not None
         now, before = self.graph.functions[node.function], self.index.graph.functions[old.function]
-        if same_code(before, now):
+        if _same_code(before, now):
             if node.kind == Kind.SUBLATTICE and self.replaced:
                 names = ", ".join(sorted(self.replaced))
                 return "REPLACED", f"{names} is replaced, and may be called inside"
@@ -189,20 +189,18 @@ class Reasons:
                     f"argument {name}: the result of {source}() has no stable fingerprint",
                 )
             if old.fingerprint != outputs[node_id].fingerprint:
-                return "UPSTREAM", f"argument {name} changed: result of {source}() has another value"
+                return (
+                    "UPSTREAM",
+                    f"argument {name} changed: result of {source}() has another value",
+                )
         return "ARGUMENT", f"argument {name} is put together differently"
 
 
-def same_code(first: Function, second: Function) -> bool:
+def _same_code(first: Function, second: Function) -> bool:
     """Whether two stored functions do the same, as far as can be told."""
     if first.ast is not None and first.ast == second.ast:
         return True
     return first.code is not None and first.code == second.code
-
-
-def occurrences_of(graph: Graph) -> dict[int, tuple[str, int]]:
-    """As :func:`chelate.diff.occurrences`."""
-    return occurrences(graph)
 
 
 def _function(graph: Graph, node: Node) -> Function:

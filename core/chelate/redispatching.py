@@ -148,9 +148,7 @@ class Redispatch:
                 f"Dispatch {self._parent.dispatch_id} has no stored workflow to rebuild."
             )
 
-    def _build_graph(
-        self, bundle: Bundle, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Graph:
+    def _build_graph(self, bundle: Bundle, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
         """A graph of one node, which builds the real one in a worker."""
         lattice = self._parent.lattice
         assert lattice is not None
@@ -191,9 +189,7 @@ class Redispatch:
             parameters = Parameters(target.plain_function, target.name)
             for node in calls[name]:
                 who = f"A call of {name!r}, which is to be replaced,"
-                parameters.bind(
-                    tuple(node.args), dict(node.kwargs), RedispatchError, who
-                )
+                parameters.bind(tuple(node.args), dict(node.kwargs), RedispatchError, who)
 
 
 def _stored_graph(gateway: LocalGateway, record: DispatchRecord) -> Graph:

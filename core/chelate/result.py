@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from chelate.client.codec import load_value, pickle_value
-from chelate.errors import DispatchCancelledError, TaskNotFoundError
+from chelate.errors import (
+    DispatchCancelledError,
+    ResultNotReadyError,
+    TaskFailedError,
+    TaskNotFoundError,
+)
 from chelate.gateway import LocalGateway
-from chelate.graph import Graph, Kind, Node
+from chelate.graph import Graph, Kind, Node, nodes_in
 from chelate.model import DispatchRecord, NodeRecord, NodeStatus, Status, ValueRef
+from chelate.worker import Runner
 
 __all__ = ["Result", "TransportableObject"]
 
@@ -167,8 +173,6 @@ class Result:
             TaskFailedError: FAILED; the message carries the tracebacks.
             DispatchCancelledError: CANCELLED.
         """
-        from chelate.errors import TaskFailedError
-
         if self.status is Status.FAILED:
             raise TaskFailedError(f"Dispatch {self.dispatch_id} failed.\n{self.error}")
         if self.status is Status.CANCELLED:
@@ -286,24 +290,23 @@ class Result:
         Raises:
             ResultNotReadyError: an output is missing.
         """
-        from chelate.client.resolve import resolve_reference
-
         reference = self.graph.result
         nodes = {node.id: node for node in self.graph.nodes}
         if reference[0] == "n" and nodes[reference[1]].kind == Kind.RETURN:
             reference = nodes[reference[1]].args[0]
-
-        def value_of(node_id: int) -> Any:
+        values: dict[str, str] = {}
+        for node_id in nodes_in(reference):
             ref = self._output_ref(nodes[node_id])
             if ref is None:
-                from chelate.errors import ResultNotReadyError
-
                 raise ResultNotReadyError(
                     f"Task {nodes[node_id].name} (node {node_id}) has no output yet."
                 )
-            return self._load(ref.digest)
-
-        return resolve_reference(reference, value_of, self._load)
+            values[str(node_id)] = ref.digest
+        call = {"kind": Kind.RETURN, "args": [reference], "kwargs": {}, "values": values}
+        header, payload, _ = Runner(self._gateway.store.read).run({**call, "name": self.name})
+        if not header["ok"]:
+            raise TaskFailedError(str(header["error"]))
+        return load_value(payload)
 
     def save_result(self, results_dir: str | os.PathLike[str] | None = None) -> Path:
         """Write ``result.pkl`` (the pickled value) and ``result.json`` (everything else, readable)

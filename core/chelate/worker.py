@@ -46,10 +46,7 @@ if TYPE_CHECKING:
     Header = dict[str, Any]
     Result = tuple[Header, bytes, bytes]
 
-__all__ = [
-    "FILE", "FRAME", "GRAPH", "MARK", "NEWS", "OK", "RESULT", "Runner", "Server", "main",
-    "use_code",
-]  # fmt: skip
+__all__ = ["FILE", "FRAME", "GRAPH", "MARK", "NEWS", "OK", "RESULT", "Runner", "Server", "Terminated", "main", "read_slice", "use_code"]  # fmt: skip
 
 FRAME = struct.Struct("<II")
 # body length, sequence, flags, started, ended, digest, and the lengths of the six parts

@@ -8,7 +8,10 @@ import pytest
 from tests.house.layout import CORE, ROOT
 
 FILE = 400
-CORE_TOTAL = 6_500
+# One file by contract: it is copied alone to other hosts.
+ALONE = {"core/chelate/worker.py": 850}
+# docs/decisions/0005: the aim is far lower; this only ever goes down.
+CORE_TOTAL = 24_000
 TESTING_TOTAL = 1_500
 
 
@@ -21,7 +24,8 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ROOT.glob("plugins/*/src/**/*.py")])
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_read_in_one_sitting(path: Path) -> None:
-    assert lines(path) <= FILE, f"{path.relative_to(ROOT)} holds two meanings; split it by them"
+    limit = ALONE.get(path.relative_to(ROOT).as_posix(), FILE)
+    assert lines(path) <= limit, f"{path.relative_to(ROOT)} holds two meanings; split it by them"
 
 
 def test_the_core_is_read_in_an_afternoon() -> None:

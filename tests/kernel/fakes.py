@@ -145,6 +145,7 @@ def fake(
             backend.released += [handle.key for handle in handles]
 
     FakeExecutor.name = name
+    FakeExecutor.__qualname__ = f"FakeExecutor_{name}"
     FakeExecutor.limits = limits
     FakeExecutor.capabilities = Capabilities(find=find, idempotent=idempotent)
     for method, function in methods.items():

@@ -163,5 +163,5 @@ CODE = [
     pair("resources_changed", "@ct.electron\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
          [("@ct.electron\n", "@ct.electron(resources=ct.Resources(cpus=2), retries=3, timeout=60)\n")], "f SAME"),
     pair("executor_changed", "@ct.electron\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
-         [("@ct.electron\n", "@ct.electron(executor=ct.LocalExecutor(max_workers=1))\n")], "f SAME"),
+         [("@ct.electron\n", "@ct.electron(executor=ct.LocalExecutor(workers=1))\n")], "f SAME"),
 ]

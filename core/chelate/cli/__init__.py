@@ -1,7 +1,7 @@
 """The ``chelate`` command: look at dispatches, cancel them, take them up again.
 
-Exit codes: 0, 1 for an error of chelate's or when the
-reader of the output has gone, 2 for a wrong call, 130 after Ctrl-C.
+Exit codes: 0, 1 for an error of chelate's or when the reader of the output has gone, 2 for a
+wrong call, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

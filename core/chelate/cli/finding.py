@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 
 from chelate.contracts.store import DispatchFilter
+from chelate.embedding import unfinished
 from chelate.errors import DispatchNotFoundError, InvalidDispatchIdError, TaskNotFoundError
-from chelate.gateway import LocalGateway, unfinished
+from chelate.gateway import LocalGateway
 from chelate.graph import Graph
 from chelate.model import DispatchRecord
 from chelate.show.marks import plain

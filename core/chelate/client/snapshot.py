@@ -190,9 +190,10 @@ class Snapshots:
                     name = entry.name
                     if name.endswith(".py") and entry.is_file():
                         files.append(name)
-                    elif name.isidentifier() and name != "__pycache__":
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(name)
+                    elif not name.isidentifier() or name == "__pycache__":
+                        continue
+                    elif entry.is_dir(follow_symlinks=False):
+                        folders.append(name)
         except OSError:
             self._listings.pop(folder, None)
             return None

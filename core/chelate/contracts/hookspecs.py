@@ -16,7 +16,7 @@ import pluggy
 if TYPE_CHECKING:
     from chelate.contracts.executor import Executor, Job, Observation
     from chelate.contracts.store import ResultStore
-    from chelate.contracts.trigger import Trigger
+    from chelate.contracts.trigger import BaseTrigger
     from chelate.model import DispatchRecord, ExecutorRef, NodeRecord, Reason
 
 __all__ = [
@@ -52,7 +52,7 @@ def chelate_register_executors() -> Sequence[type[Executor]]:  # type: ignore[em
 
 
 @hookspec
-def chelate_register_triggers() -> Sequence[type[Trigger]]:  # type: ignore[empty-body]
+def chelate_register_triggers() -> Sequence[type[BaseTrigger]]:  # type: ignore[empty-body]
     """Trigger classes that the plugin provides; called when one of its names is asked for.
 
     Example::

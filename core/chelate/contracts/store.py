@@ -65,6 +65,16 @@ class ResultStore(ABC):
     schemes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
+    def __init__(self, url: str, home: Path, *, synchronous: str | None = None) -> None:
+        """Keep the arguments; nothing is touched before :meth:`open`.
+
+        Args:
+            url: of one of ``schemes``; empty for the store's own place below ``home``.
+            home: the folder of this home: locks, large values.
+            synchronous: how hard a commit is pressed onto the disk (``"full"``, ``"normal"``).
+        """
+
+    @abstractmethod
     def open(self) -> None:
         """Connect, create or migrate the schema.
 

@@ -27,12 +27,16 @@ __all__ = [
     "MARK_VARIABLE",
     "Process",
     "Tree",
+    "carriers",
+    "environment",
     "guard",
     "holders",
     "of_pool",
+    "running_key",
     "send",
     "snapshot",
     "start_ticks",
+    "with_descendants",
 ]
 
 MARK_VARIABLE = b"CHELATE_WORKER_MARK"

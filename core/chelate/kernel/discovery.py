@@ -16,6 +16,10 @@ GROUP = "chelate"
 
 # The entry points of chelate's own distribution, for a source tree that was never installed.
 BUILT_IN = {
+    "DatabaseTrigger": "chelate.triggers.builtin",
+    "DirTrigger": "chelate.triggers.builtin",
+    "SQLiteTrigger": "chelate.triggers.builtin",
+    "TimeTrigger": "chelate.triggers.builtin",
     "local": "chelate.executors.builtin",
     "postgresql": "chelate.store.builtin",
     "sqlite": "chelate.store.builtin",

@@ -44,6 +44,7 @@ class LaneCalls:
         self.capabilities = executor.capabilities
         self.changed = 0.0
         self.closing = False
+        self._troubled = False
         self._waiters: set[asyncio.Future[None]] = set()
         self._streams: dict[asyncio.Task[Any], float] = {}
 
@@ -107,6 +108,17 @@ class LaneCalls:
         finally:
             self._waiters.discard(waiter)
 
+    def trouble(self, text: str) -> None:
+        """The executor cannot do its work at present, and why."""
+        self._troubled = True
+        self.report(LaneReport(self.name, trouble=text))
+
+    def fine(self) -> None:
+        """The executor does its work; any trouble is over."""
+        if self._troubled:
+            self._troubled = False
+            self.report(LaneReport(self.name, trouble=""))
+
     def later(self, report: LaneReport, seconds: float) -> None:
         """Hold a report back, so that the same jobs do not come straight back."""
         if report.events:
@@ -137,6 +149,6 @@ class LaneCalls:
                 text = sentence(error)
                 _LOG.info("Executor %s", self.name, exc_info=error)
             _LOG.warning("Executor %s: %s", self.name, text)
-            self.report(LaneReport(self.name, trouble=text))
+            self.trouble(text)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 10.0)

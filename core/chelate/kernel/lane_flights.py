@@ -65,6 +65,7 @@ class Flights:
             self._ended.pop(handle.key, None)
             self._flights[handle.key] = _Flight(handle, adopted=adopted)
         self._calls.changed = time.monotonic()
+        self._calls.wake()
 
     def let_go(self, keys: Sequence[str]) -> None:
         """The outcomes of these jobs are stored."""
@@ -117,9 +118,11 @@ class Flights:
             _LOG.warning("Executor %s did not clean up: %s", calls.name, sentence(error))
 
     async def _digest(self, handles: list[JobHandle], report: PollReport) -> None:
-        told = LaneReport(
-            self._calls.name, trouble=str(report.errors[0]) if report.errors else None
-        )
+        told = LaneReport(self._calls.name)
+        if report.errors:
+            self._calls.trouble(str(report.errors[0]))
+        else:
+            self._calls.fine()
         ended: list[JobHandle] = []
         now = time.monotonic()
         for handle in handles:
@@ -132,7 +135,7 @@ class Flights:
                     self._absent(told, flight, now)
                 continue
             if not is_seen(seen):
-                told.trouble = f"poll() said {seen!r:.200} of a job, which is no observation."
+                self._calls.trouble(f"poll() said {seen!r:.200} of a job: no observation.")
                 continue
             flight.absent = 0
             if seen.state is JobState.RUNNING and not flight.running:
@@ -149,7 +152,7 @@ class Flights:
             if ended:
                 await self._collect(told, ended)
         finally:
-            if told.events or told.outcomes or told.trouble:
+            if told.events or told.outcomes:
                 self._calls.report(told)
 
     # -- losing ---------------------------------------------------------------------------------

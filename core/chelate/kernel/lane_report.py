@@ -20,7 +20,7 @@ class LaneReport:
     outcomes: list[Outcome] = field(default_factory=list)
     opened: tuple[Limits, Capabilities] | None = None
     failed: str | None = None  # the executor cannot be made: a sentence
-    trouble: str | None = None  # it cannot be reached at present: a sentence
+    trouble: str | None = None  # it cannot be reached at present: a sentence; "" when it can again
 
 
 def sentence(error: BaseException) -> str:

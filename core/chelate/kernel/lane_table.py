@@ -129,7 +129,8 @@ class LaneTable:
         if report.opened is not None:
             state.limits, state.capabilities = report.opened
         state.failed = report.failed or state.failed
-        state.trouble = report.trouble
+        if report.trouble is not None or report.opened is not None:
+            state.trouble = report.trouble or None
 
     def take(self, lives: Iterable[LiveDispatch]) -> None:
         """Give ready nodes to lanes that have room, dispatch by dispatch."""

@@ -149,16 +149,17 @@ class LaneWork:
             for key in unanswered:
                 tell(held, key, ev.Deferred, sentence(error))
             unanswered.clear()
-            report.trouble = sentence(error)
+            calls.trouble(sentence(error))
             calls.later(held, error.retry_after or _FIRST_WAIT)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            message = report.trouble = sentence(error)
+            message = sentence(error)
+            calls.trouble(message)
             _LOG.warning("Executor %s: run() failed: %s", self.name, message, exc_info=error)
         for key in unanswered:
             tell(report, key, ev.Unsure, message)
         self._unanswered = {}
         calls.changed = time.monotonic()
-        if report.events or report.trouble:
+        if report.events:
             calls.report(report)
         calls.wake()
 
@@ -291,7 +292,7 @@ class LaneWork:
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             text = sentence(error)
             _LOG.warning("Executor %s: a cancel failed: %s", self.name, text, exc_info=error)
-            calls.report(LaneReport(self.name, trouble=text))
+            calls.trouble(text)
             if len(handles) > 1 and not isinstance(error, TimeoutError):
                 for handle in handles:
                     await self._cancel([handle], force=force)

@@ -21,7 +21,7 @@ REGISTRATION = {
 _CONTRACTS = {
     "executor": ("chelate.contracts.executor", "Executor"),
     "store": ("chelate.contracts.store", "ResultStore"),
-    "trigger": ("chelate.contracts.trigger", "Trigger"),
+    "trigger": ("chelate.contracts.trigger", "BaseTrigger"),
 }
 
 

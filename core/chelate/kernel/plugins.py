@@ -24,7 +24,7 @@ from chelate.kernel.plugin_checks import REGISTRATION, check_classes, check_func
 if TYPE_CHECKING:
     from chelate.contracts.executor import Executor
     from chelate.contracts.store import ResultStore
-    from chelate.contracts.trigger import Trigger
+    from chelate.contracts.trigger import BaseTrigger
 
 __all__ = ["KNOWN_PLUGINS", "PluginRow", "Plugins"]
 
@@ -97,7 +97,7 @@ class Plugins:
         """
         return self._find("executor", name)
 
-    def trigger(self, name: str) -> type[Trigger]:
+    def trigger(self, name: str) -> type[BaseTrigger]:
         """The trigger class of that name; raises as :meth:`executor` does."""
         return self._find("trigger", name)
 
@@ -360,4 +360,4 @@ def _script_class(provided: type[Any]) -> dict[tuple[str, str], type[Any]]:
     for kind in REGISTRATION:
         if isinstance(provided, type) and issubclass(provided, contract(kind)):
             return check_classes(kind, [provided])
-    raise TypeError("it is no Executor, Trigger or ResultStore")
+    raise TypeError("it is no Executor, BaseTrigger or ResultStore")

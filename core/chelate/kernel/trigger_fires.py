@@ -6,7 +6,6 @@ transaction checks. So a trigger that was stopped, from whichever process, start
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 from chelate.contracts.store import ResultStore
 from chelate.contracts.trigger import BaseTrigger, Check
-from chelate.errors import DispatchNotFoundError, PluginContractError, StoreUnavailableError
+from chelate.errors import DispatchNotFoundError, StoreUnavailableError
 from chelate.kernel.trigger_records import (
     ACTIVE,
     KEPT_CHUNKS,
@@ -25,6 +24,7 @@ from chelate.kernel.trigger_records import (
     fact,
     fire_id,
     fires_fact,
+    plain_cursor,
     state_fact,
 )
 
@@ -97,7 +97,9 @@ class Firing:
             PluginContractError: the look is none.
             StoreError: nothing more was stored; the next look counts from what is.
         """
-        cursor = _plain(armed, look)
+        cursor = armed.cursor
+        if look.cursor is not cursor:
+            cursor = plain_cursor(armed.definition.kind, look)
         pending = armed.progress.pending + look.fires
         progress = replace(
             armed.progress, pending=pending, next_fire=look.next_fire, error=None, failures=0
@@ -115,7 +117,7 @@ class Firing:
                 progress = armed.progress
             else:
                 return None
-        if cursor != armed.cursor or progress != armed.progress:
+        if (cursor != armed.cursor or progress != armed.progress) and not armed.closed:
             self._save(armed, cursor, progress)
         return wait
 
@@ -210,20 +212,3 @@ class Firing:
         except DispatchNotFoundError:
             return False
 
-
-def _plain(armed: Armed, look: Check) -> Any:
-    """The cursor as it comes back from the store."""
-    fires = getattr(look, "fires", None)
-    if not isinstance(look, Check) or isinstance(fires, bool) or not isinstance(fires, int):
-        raise PluginContractError(
-            f"check() of trigger {armed.definition.kind} returned {look!r:.80}; it must return a "
-            "Check with a whole number of fires."
-        )
-    if look.cursor is armed.cursor:
-        return armed.cursor
-    try:
-        return json.loads(json.dumps(look.cursor, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise PluginContractError(
-            f"The cursor of trigger {armed.definition.kind} is not plain JSON: {error}."
-        ) from error

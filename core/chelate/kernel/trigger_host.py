@@ -11,9 +11,7 @@ import itertools
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from chelate.contracts.store import ResultStore
@@ -21,8 +19,11 @@ from chelate.contracts.trigger import BaseTrigger, Check
 from chelate.errors import ChelateError, ConfigError, PluginError, StoreUnavailableError
 from chelate.kernel.pool import Pool
 from chelate.kernel.trigger_fires import Armed, Firing
+from chelate.kernel.trigger_intake import Prepared, prepare
+from chelate.kernel.trigger_observing import Observing
 from chelate.kernel.trigger_records import (
     ACTIVE,
+    PAUSED,
     STOPPED,
     Definition,
     Progress,
@@ -32,13 +33,12 @@ from chelate.kernel.trigger_records import (
     fires_fact,
     state_fact,
 )
-from chelate.kernel.trigger_watch import Observing
 
 if TYPE_CHECKING:
     from chelate.kernel.plugins import Plugins
     from chelate.settings import Settings
 
-__all__ = ["Prepared", "TriggerHost"]
+__all__ = ["Link", "TriggerHost"]
 
 _LOG = logging.getLogger("chelate.triggers")
 _POLLS = 8
@@ -47,16 +47,11 @@ _LONGEST = 60.0  # a clock that was set, or a suspended machine, is noticed afte
 _CLASS_EVERY = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A checked trigger whose ``facts`` wait to be stored; then :meth:`TriggerHost.arm` it."""
-
-    armed: Armed
-    facts: Mapping[str, Any]
-
-
 class TriggerHost:
-    """Runs the triggers that its kernel owns. Public methods may be called from any thread."""
+    """Runs the triggers that its kernel owns. Public methods may be called from any thread.
+
+    ``quiet`` is a lock: while it is held, the scheduler does not read which triggers there are.
+    """
 
     def __init__(
         self,
@@ -67,28 +62,28 @@ class TriggerHost:
         repeat: Callable[..., str],
         poke: Callable[[], None],
     ) -> None:
-        self.classes = TriggerClasses(plugins)
-        self.secrets = Secrets(settings.home / "triggers")
+        self.quiet = threading.RLock()
+        self._classes = TriggerClasses(plugins)
+        self._secrets = Secrets(settings.home / "triggers")
         self._store = store
         self._kernel_id = kernel_id
         self._every = settings.poll_interval
-        self._firing = Firing(store, kernel_id, repeat, poke, self.refresh)
+        self._firing = Firing(store, kernel_id, repeat, poke, self._refresh)
         self._polls = Pool("chelate-trigger", _POLLS)
         self._quick = Pool("chelate-timer", 1)
-        self._armed: dict[str, Armed] = {}  # guarded by _changed, as the next three
-        self._parked: dict[str, BaseTrigger] = {}
-        self._due: list[tuple[float, int, Armed]] = []
-        self._look_due = 0.0
-        self._counter: int | None = None
-        self._owners: set[str] = set()
-        self._owners_due = 0.0
-        self._tick = itertools.count(1)
         self._changed = threading.Condition(threading.RLock())
-        self._looking = threading.RLock()
+        self._armed: dict[str, Armed] = {}  # guarded by _changed
+        self._due: list[tuple[float, int, Armed]] = []  # guarded by _changed
+        self._look_due = 0.0  # guarded by _changed
+        self._counter: int | None = None  # guarded by _changed
+        self._parked: dict[str, BaseTrigger] = {}
+        self._owners: set[str] = set()  # guarded by quiet
+        self._owners_due = 0.0  # guarded by quiet
+        self._tick = itertools.count(1)
         self._closing = False
         self._thread = threading.Thread(target=self._main, name="chelate-triggers", daemon=True)
 
-    # -- life -----------------------------------------------------------------------------------
+    # -- from other threads ---------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the scheduler; stored triggers without a living owner are taken up at once."""
@@ -108,84 +103,66 @@ class TriggerHost:
         self._polls.close()
         self._quick.close()
 
-    def refresh(self) -> None:
-        """Look at once for triggers that were stopped, paused, resumed or left behind."""
-        with self._changed:
-            self._look_due = 0.0
-            self._counter = None
-            self._changed.notify_all()
-
-    def settle(self) -> None:
-        """As :meth:`refresh`, but done when this returns."""
-        self._look_around(force=True)
-
-    # -- registering ----------------------------------------------------------------------------
-
     def prepare(self, trigger: BaseTrigger, dispatch_id: str, *, copy: bool) -> Prepared:
-        """Check a trigger, make its first look, and say what to store.
-
-        Args:
-            trigger: any trigger, not registered.
-            dispatch_id: what it starts.
-            copy: run an equal one, and leave this object alone.
-
-        Raises:
-            ConfigError: an option is wrong.
-        """
-        kind = type(trigger)
-        observes = kind.observe is not BaseTrigger.observe
-        if not kind.checks() and not observes:
-            raise ConfigError(
-                f"{kind.__name__} implements neither observe() nor check(); a trigger needs one "
-                "of them."
-            )
-        trigger.check_common()
-        trigger.validate()
-        options = trigger.options()
-        hidden = trigger.hide(options)
-        where, plugin = self.classes.note(kind)
-        overlap = trigger.overlap or ("queue" if trigger.max_concurrent else "allow")
-        now = time.time()
-        definition = Definition(
-            trigger_id=str(uuid.uuid4()),
-            dispatch_id=dispatch_id,
-            kind=kind.name,
-            where=where,
-            plugin=plugin,
-            options=options,
-            max_concurrent=trigger.max_concurrent,
-            overlap=overlap,
-            created_at=now,
-            secret=bool(hidden),
+        """See :func:`chelate.kernel.trigger_intake.prepare`."""
+        return prepare(
+            trigger, dispatch_id, self._kernel_id, self._classes, self._secrets, copy=copy
         )
-        if hidden:
-            self.secrets.write(definition.trigger_id, hidden)
-        instance = definition.make(kind, self.secrets) if copy else trigger
-        look = instance.check(None, now)
-        progress = Progress(pending=look.fires, next_fire=look.next_fire)
-        armed = Armed(definition, progress, look.cursor, [], instance)
-        facts = {
-            fact("trigger", definition.trigger_id): definition.to_json(),
-            fact("trigger-state", definition.trigger_id): state_fact(ACTIVE, self._kernel_id),
-            fact("trigger-progress", definition.trigger_id): progress.to_json(),
-            fact("trigger-cursor", definition.trigger_id): [look.cursor],
-        }
-        return Prepared(armed, facts)
 
-    def arm(self, prepared: Prepared) -> str:
-        """Start a prepared trigger whose facts are stored; its id."""
+    def arm(self, prepared: Prepared) -> None:
+        """Start a prepared trigger; ``quiet`` is held since before its facts were stored, or the
+        scheduler would make an instance of its own from them."""
         armed = prepared.armed
         with self._changed:
             if self._closing:
-                return armed.trigger_id
-            current = self._armed.setdefault(armed.trigger_id, armed)
-        if current is not armed:
-            # The scheduler saw the facts first and made an instance of its own from them.
-            self._disarm(current)
-            with self._changed:
-                self._armed[armed.trigger_id] = armed
-        self._begin(armed)
-        return armed.trigger_id
+                return
+            self._armed[armed.trigger_id] = armed
+        assert armed.instance is not None
+        self._connect(armed, armed.instance)
+        self._schedule(armed, 0.0)
+
+    def forget(self, prepared: Prepared) -> None:
+        """Undo :meth:`prepare`: its facts could not be stored."""
+        self._secrets.forget(prepared.armed.trigger_id)
+        self._let_go(prepared.armed)
+
+    def fire(self, armed: Armed, trigger: BaseTrigger) -> None:
+        """Fire once, now, because the trigger says so.
+
+        Raises:
+            RuntimeError: the kernel has been shut down.
+        """
+        with armed.lock:
+            if armed.closed:
+                if self._closing:
+                    raise RuntimeError(
+                        f"The kernel that ran trigger {armed.trigger_id} has been shut down; the "
+                        "next one on this home takes it up."
+                    )
+                _LOG.info("Trigger %s is stopped: trigger() starts nothing.", armed.trigger_id)
+                return
+            cursor = armed.cursor if type(trigger).checks() else trigger.cursor
+            look = Check(1, cursor, None, armed.progress.next_fire)
+            wait = self._firing.apply(armed, look)
+        if wait is not None:
+            self._schedule(armed, wait)
+
+    def wake(self, armed: Armed) -> None:
+        """Look soon."""
+        if not armed.closed:
+            self._schedule(armed, 0.0)
+
+    def finish(self, armed: Armed) -> None:
+        """Stop a trigger for good."""
+        if not armed.closed:
+            name = fact("trigger-state", armed.trigger_id)
+            self._store.set_fact(name, state_fact(STOPPED, None))
+            self._secrets.forget(armed.trigger_id)
+            self._disarm(armed)
+
+    def settle(self) -> None:
+        """Do at once what the store says: stop, pause, resume."""
+        self._look_around(force=True)
 
     # -- the scheduler --------------------------------------------------------------------------
 
@@ -194,9 +171,7 @@ class TriggerHost:
             with self._changed:
                 while not self._closing:
                     now = time.monotonic()
-                    due = self._look_due
-                    if self._due:
-                        due = min(due, self._due[0][0])
+                    due = min(self._look_due, self._due[0][0]) if self._due else self._look_due
                     if due <= now:
                         break
                     self._changed.wait(due - now)
@@ -230,14 +205,20 @@ class TriggerHost:
             if self._due[0][1] == armed.tick:
                 self._changed.notify_all()
 
+    def _refresh(self) -> None:
+        with self._changed:
+            self._look_due = 0.0
+            self._counter = None
+            self._changed.notify_all()
+
+    # -- one look, in the pool --------------------------------------------------------------------
+
     def _turn(self, armed: Armed) -> None:
-        """One look, in the pool."""
         delay: float | None = None
         try:
             with armed.lock:
-                if armed.closed:
-                    return
-                delay = self._look(armed)
+                if not armed.closed:
+                    delay = self._look(armed)
         except Exception as error:  # noqa: BLE001 - whatever a trigger raises is shown, not fatal
             delay = self._firing.failed(armed, error)
         finally:
@@ -250,34 +231,27 @@ class TriggerHost:
                 self._schedule(armed, 0.0 if again else delay or 0.0)
 
     def _look(self, armed: Armed) -> float | None:
+        """Seconds until the next look; None when somebody else says when."""
         if armed.instance is None:
             try:
                 self._make(armed)
             except (PluginError, ConfigError) as error:
                 self._firing.failed(armed, error, "class not found")
                 return _CLASS_EVERY
-            if not type(armed.instance).checks():
-                Observing(self._firing, armed, self._ended).start()
         instance = armed.instance
         assert instance is not None
-        if type(instance).checks():
-            look = instance.check(armed.cursor, time.time())
-            rest = instance.interval if look.due is None else look.due
-        else:
-            look, rest = Check(0, armed.cursor, None, armed.progress.next_fire), None
+        if not type(instance).checks():
+            if not armed.observing:
+                armed.observing = True
+                Observing(self._firing, armed, self.finish).start()
+            look = Check(0, armed.cursor, None, armed.progress.next_fire)
+            return self._firing.apply(armed, look)
+        look = instance.check(armed.cursor, time.time())
+        rest = instance.interval if look.due is None else look.due
         wait = self._firing.apply(armed, look)
-        if wait is None or rest is None:
-            return wait if rest is None else rest
-        return min(wait, rest)
+        return rest if wait is None else min(wait, rest)
 
     # -- arming and disarming -------------------------------------------------------------------
-
-    def _begin(self, armed: Armed) -> None:
-        if armed.instance is not None:
-            self._connect(armed, armed.instance)
-            if not type(armed.instance).checks():
-                Observing(self._firing, armed, self._ended).start()
-        self._schedule(armed, 0.0)
 
     def _connect(self, armed: Armed, instance: BaseTrigger) -> None:
         instance._link = Link(self, armed)
@@ -285,20 +259,21 @@ class TriggerHost:
         instance.cursor = armed.cursor
 
     def _make(self, armed: Armed) -> None:
-        found = self.classes.find(armed.definition)
-        instance = self._parked.get(armed.trigger_id)
+        found = self._classes.find(armed.definition)
+        instance = self._parked.pop(armed.trigger_id, None)
         if instance is None:
-            instance = armed.definition.make(found, self.secrets)
+            instance = armed.definition.make(found, self._secrets)
         self._connect(armed, instance)
         armed.instance = instance
 
     def _load(self, trigger_id: str) -> Armed | None:
-        data = self._store.get_fact(fact("trigger", trigger_id))
+        get = self._store.get_fact
+        data = get(fact("trigger", trigger_id))
         if data is None:
             return None
-        progress = Progress.from_json(self._store.get_fact(fact("trigger-progress", trigger_id)))
-        wrapped = self._store.get_fact(fact("trigger-cursor", trigger_id))
-        latest = self._store.get_fact(fires_fact(trigger_id, max(1, progress.fires)))
+        progress = Progress.from_json(get(fact("trigger-progress", trigger_id)))
+        wrapped = get(fact("trigger-cursor", trigger_id))
+        latest = get(fires_fact(trigger_id, max(1, progress.fires)))
         cursor = None if wrapped is None else wrapped[0]
         return Armed(Definition.from_json(data), progress, cursor, latest or [])
 
@@ -309,11 +284,10 @@ class TriggerHost:
             if self._armed.get(armed.trigger_id) is armed:
                 del self._armed[armed.trigger_id]
             busy = armed.busy
-        instance = armed.instance
-        if instance is None:
+        if armed.instance is None:
             return
         try:
-            instance.stop()
+            armed.instance.stop()
         except Exception:
             _LOG.exception("stop() of trigger %s (%s)", armed.trigger_id, armed.definition.kind)
         if not busy:
@@ -326,18 +300,6 @@ class TriggerHost:
         except Exception:
             _LOG.exception("release() of trigger %s (%s)", armed.trigger_id, armed.definition.kind)
 
-    def _ended(self, armed: Armed) -> None:
-        """``observe`` returned by itself: the trigger is done."""
-        self.finish(armed)
-
-    def finish(self, armed: Armed) -> None:
-        """Stop a trigger for good."""
-        if armed.closed:
-            return
-        self._store.set_fact(fact("trigger-state", armed.trigger_id), state_fact(STOPPED, None))
-        self.secrets.forget(armed.trigger_id)
-        self._disarm(armed)
-
     # -- what other threads and processes have done -----------------------------------------------
 
     def _look_safely(self) -> None:
@@ -347,59 +309,49 @@ class TriggerHost:
             if not self._closing:
                 _LOG.warning("Triggers wait for the store: %s", error)
         except ChelateError:
-            _LOG.exception("Triggers could not be looked through.")
+            _LOG.exception("The stored triggers could not be read.")
 
     def _look_around(self, *, force: bool = False) -> None:
-        with self._looking:
+        with self.quiet:
             now = time.monotonic()
             with self._changed:
                 self._look_due = now + self._every
-                known, force = self._counter, force or self._counter is None
+                known = self._counter
             counter = self._store.change_counter()
             orphaned = False
             if self._owners and now >= self._owners_due:
                 self._owners_due = now + _OWNERS_EVERY
                 orphaned = self._owners != self._store.kernels_alive(self._owners)
-            if not force and counter == known and not orphaned:
-                return
-            with self._changed:
-                self._counter = counter
-            self._compare(dict(self._store.facts("trigger-state:")))
+            if force or counter != known or orphaned:
+                with self._changed:
+                    self._counter = counter
+                self._compare(dict(self._store.facts("trigger-state:")))
 
     def _compare(self, stored: dict[str, Any]) -> None:
-        mine, others = set(), {}
-        for name, value in stored.items():
-            trigger_id = name.partition(":")[2]
-            if value["state"] != ACTIVE:
-                continue
-            if value["owner"] == self._kernel_id:
-                mine.add(trigger_id)
-            else:
-                others[trigger_id] = value
-        owners = {value["owner"] for value in others.values() if value["owner"]}
-        alive = self._store.kernels_alive(owners) if owners else set()
-        self._owners = alive
-        for trigger_id, value in others.items():
-            if value["owner"] not in alive and not self._closing:
-                name = fact("trigger-state", trigger_id)
+        """Arm what is this kernel's or nobody's, disarm the rest."""
+        active = {name: value for name, value in stored.items() if value["state"] == ACTIVE}
+        owners = {value["owner"] for value in active.values()} - {None, self._kernel_id}
+        self._owners = self._store.kernels_alive(owners) if owners else set()
+        mine = set()
+        for name, value in active.items():
+            if value["owner"] != self._kernel_id:
                 owned = state_fact(ACTIVE, self._kernel_id)
-                if self._store.set_facts({name: owned}, {name: value}):
-                    mine.add(trigger_id)
+                taken = value["owner"] in self._owners or self._closing
+                if taken or not self._store.set_facts({name: owned}, {name: value}):
+                    continue
+            mine.add(name.partition(":")[2])
         with self._changed:
             gone = [armed for key, armed in self._armed.items() if key not in mine]
             new = mine - self._armed.keys()
         for armed in gone:
-            if armed.instance is not None and armed.trigger_id in {
-                name.partition(":")[2]
-                for name, value in stored.items()
-                if value["state"] != STOPPED
-            }:
+            state = stored.get(fact("trigger-state", armed.trigger_id), {}).get("state")
+            if armed.instance is not None and state == PAUSED:
                 self._parked[armed.trigger_id] = armed.instance
             self._disarm(armed)
         for trigger_id in new:
             loaded = self._load(trigger_id)
             with self._changed:
-                if loaded is None or self._closing or trigger_id in self._armed:
+                if loaded is None or self._closing:
                     continue
                 self._armed[trigger_id] = loaded
             self._schedule(loaded, 0.0)
@@ -414,11 +366,13 @@ class Link:
         self.trigger_id = armed.trigger_id
 
     def fire(self, trigger: BaseTrigger) -> None:
+        """Start or redispatch the workflow."""
         self._host.fire(self._armed, trigger)
 
     def stop(self) -> None:
+        """Stop the trigger for good."""
         self._host.finish(self._armed)
 
     def wake(self) -> None:
-        if not self._armed.closed:
-            self._host._schedule(self._armed, 0.0)
+        """Have ``check`` called soon."""
+        self._host.wake(self._armed)

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chelate.contracts.trigger import BaseTrigger
-from chelate.errors import ConfigError, PluginError, PluginNotFoundError
+from chelate.contracts.trigger import BaseTrigger, Check
+from chelate.errors import ConfigError, PluginContractError, PluginError, PluginNotFoundError
 
 if TYPE_CHECKING:
     from chelate.kernel.plugins import Plugins
@@ -38,6 +38,7 @@ __all__ = [
     "fact",
     "fire_id",
     "fires_fact",
+    "plain_cursor",
     "state_fact",
 ]
 
@@ -66,6 +67,26 @@ def state_fact(state: str, owner: str | None) -> dict[str, Any]:
 def fire_id(trigger_id: str, number: int) -> str:
     """The dispatch id of a fire: the same fire can never make two dispatches."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{trigger_id}:{number}"))
+
+
+def plain_cursor(kind: str, look: Check) -> Any:
+    """The cursor of a look as it comes back from the store.
+
+    Raises:
+        PluginContractError: the look is none, or its cursor is not plain JSON.
+    """
+    fires = getattr(look, "fires", None)
+    if not isinstance(look, Check) or isinstance(fires, bool) or not isinstance(fires, int):
+        raise PluginContractError(
+            f"check() of trigger {kind} returned {look!r:.80}; it must return a Check with a whole "
+            "number of fires."
+        )
+    try:
+        return json.loads(json.dumps(look.cursor, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise PluginContractError(
+            f"The cursor of trigger {kind} is not plain JSON: {error}."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class TimeTrigger(BaseTrigger):
     def _validate_cron(self) -> None:
         try:
             ZoneInfo(self.timezone)
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"timezone={self.timezone!r} is not known here ({error}); write an IANA name such "
                 "as 'Europe/Berlin', and install tzdata where the system has no time zones."

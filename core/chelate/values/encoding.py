@@ -74,6 +74,7 @@ def combine(kind: str, parts: Sequence[str]) -> str:
 
 
 def to_text(part: bytes) -> str:
+    """A part as a fingerprint: 64 hexadecimal characters, short parts padded."""
     if len(part) == 32:
         return part.hex()
     return (bytes((0x80 | len(part),)) + part).ljust(32, b"\0").hex()

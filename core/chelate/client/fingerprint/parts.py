@@ -170,6 +170,7 @@ def items_of(found: Any) -> list[tuple[str, Any]] | None:
 
 
 def instance_fields(found: Any) -> dict[str, Any]:
+    """What an instance holds, in ``__dict__`` and in slots, by name."""
     fields = dict(getattr(found, "__dict__", ()))
     for owner in type(found).__mro__:
         slots = owner.__dict__.get("__slots__", ())

@@ -43,7 +43,7 @@ from .parts import (
 )
 from .syntax import file_digests, syntax_digest
 
-__all__ = ["Component", "Walk", "innermost", "walking"]
+__all__ = ["Component", "Walk", "innermost", "is_walking", "walking"]
 
 _LIMIT: Final = 20_000
 _DEPTH: Final = 4
