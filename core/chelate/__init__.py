@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chelate import errors
+    from chelate import errors, triggers
     from chelate.client.context import get_context
     from chelate.client.electron import Electron, electron
     from chelate.client.lattice import Lattice, lattice
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from chelate.model import Resources, Retry, Status
     from chelate.redispatching import redispatch
     from chelate.result import Result, TransportableObject
+    from chelate.triggering import (
+        list_triggers,
+        pause_triggers,
+        resume_triggers,
+        stop_triggers,
+    )
     from chelate.values import File
 
 __version__ = "0.1.0"
@@ -58,13 +64,18 @@ _WHERE = {
     "get_result": "chelate.dispatching",
     "lattice": "chelate.client.lattice",
     "list_dispatches": "chelate.dispatching",
+    "list_triggers": "chelate.triggering",
+    "pause_triggers": "chelate.triggering",
     "redispatch": "chelate.redispatching",
     "reload_config": "chelate.configuration",
+    "resume_triggers": "chelate.triggering",
     "set_config": "chelate.configuration",
     "shutdown": "chelate.embedding",
+    "stop_triggers": "chelate.triggering",
+    "triggers": "chelate.triggers",
     "wait": "chelate.dispatching",
 }
-_MODULES = frozenset({"errors"})
+_MODULES = frozenset({"errors", "triggers"})
 
 __all__ = [
     "ChelateError",
@@ -90,10 +101,15 @@ __all__ = [
     "get_result",
     "lattice",
     "list_dispatches",
+    "list_triggers",
+    "pause_triggers",
     "redispatch",
     "reload_config",
+    "resume_triggers",
     "set_config",
     "shutdown",
+    "stop_triggers",
+    "triggers",
     "wait",
 ]
 

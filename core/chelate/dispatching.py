@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from chelate.client.lattice import Lattice
@@ -83,8 +85,15 @@ class Submission:
     def __call__(self, *args: Any, **kwargs: Any) -> str:
         """Build, store and run; the dispatch id."""
         bundle = self._lattice.build(args, kwargs)
-        held = self._hold or bool(self._lattice.triggers)
-        return self._gateway.accept(bundle, options=self._options(), held=held)
+        accept = partial(self._gateway.accept, bundle, options=self._options())
+        triggers = self._lattice.triggers
+        if not triggers:
+            return accept(held=self._hold)
+        from chelate.triggering import dispatch_with
+
+        dispatch_id = str(uuid.uuid4())
+        held = partial(accept, held=True, dispatch_id=dispatch_id)
+        return dispatch_with(self._gateway, triggers, held, dispatch_id)
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
         """What would be reused, run, or decided on the way, and why; nothing is run."""

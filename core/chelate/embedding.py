@@ -20,7 +20,7 @@ from chelate.gateway import LocalGateway
 from chelate.model import DispatchRecord, Status
 from chelate.settings import Settings
 
-__all__ = ["configure", "current", "detaching", "settings", "shutdown"]
+__all__ = ["configure", "current", "detaching", "settings", "shutdown", "unfinished"]
 
 _DETACHED = (
     "Detached. Jobs on other machines go on; the next process on this home, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from chelate.reasons import Decision, Reasons
 from chelate.values import File
 
 __all__ = ["Explanation", "explain", "plan_dispatch"]
+
+_COLUMNS = 100
+_NAME = 30
 
 
 class Explanation:
@@ -73,15 +77,20 @@ class Explanation:
 
     def __str__(self) -> str:
         counts = self.counts
-        head = f"{self.title}: " + ", ".join(
-            f"{number} {word.lower()}" for word, number in counts.items() if number
-        )
-        width = max([4, *(len(row.name) for row in self.rows)])
-        lines = [
-            f"{row.node_id:>5}  {row.name:<{width}}  {row.decision:<5}  {row.sentence}"
-            for row in self.rows
-        ]
-        return "\n".join([head, *lines, *(f"Note: {note}" for note in self.notes)])
+        told = ", ".join(f"{number} {word.lower()}" for word, number in counts.items() if number)
+        lines = textwrap.wrap(f"{self.title}: {told or 'no tasks'}", _COLUMNS)
+        width = min(_NAME, max([4, *(len(row.name) for row in self.rows)]))
+        hanging = " " * (width + 16)
+        for row in self.rows:
+            name = row.name if len(row.name) <= width else row.name[: width - 1] + "…"
+            head = f"{row.node_id:>5}  {name:<{width}}  {row.decision:<5}  "
+            text = " ".join(row.sentence.split())
+            lines += textwrap.wrap(
+                text, _COLUMNS, initial_indent=head, subsequent_indent=hanging
+            ) or [head.rstrip()]
+        for note in self.notes:
+            lines += textwrap.wrap(f"Note: {note}", _COLUMNS, subsequent_indent="  ")
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -139,7 +148,7 @@ def explain(dispatch_id: str, dispatcher_addr: str | None = None) -> Explanation
             text = row.error or "not decided yet"
             found.append(Decision(node.id, node.name, "OPEN", code, text))
         else:
-            code, text = reasons.run(node, row.decision, outputs, None)
+            code, text = reasons.run(node, row.decision, outputs)
             found.append(Decision(node.id, node.name, "RUN", code, text))
     source = record.options.get("reuse_from")
     title = f"{record.name} {record.dispatch_id}" + (f", reusing {source}" if source else "")
@@ -186,7 +195,7 @@ def plan_dispatch(
             text = f"decided when {names} finishes"
             found.append(Decision(node.id, node.name, "OPEN", "OPEN", text))
         else:
-            why = reasons.run(node, code, outputs, None)
+            why = reasons.run(node, code, outputs)
             found.append(Decision(node.id, node.name, "RUN", *why))
     source = options.get("reuse_from")
     title = f"Plan for {graph.name}" + (f", reusing {source}" if source else "")

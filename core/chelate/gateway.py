@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from chelate.contracts.store import ResultStore
     from chelate.kernel.engine import Engine
     from chelate.kernel.plugins import Plugins
+    from chelate.kernel.trigger_host import TriggerHost
     from chelate.settings import Settings
 
 __all__ = ["LocalGateway", "check_dispatch_id"]
@@ -65,6 +66,7 @@ class LocalGateway:
         self._store: ResultStore | None = None
         self._plugins: Plugins | None = None
         self._engine: Engine | None = None
+        self._triggers: TriggerHost | None = None
 
     # -- parts, each opened when first needed ---------------------------------------------------
 
@@ -108,7 +110,25 @@ class LocalGateway:
                 engine = Engine(self.store, self.plugins, self.settings)
                 engine.start()
                 self._engine = engine
+                self._triggers = self._host_triggers(engine)
             return self._engine
+
+    @property
+    def triggers(self) -> TriggerHost:
+        """The triggers of the running kernel."""
+        with self._lock:
+            self.engine.poke()
+            assert self._triggers is not None
+            return self._triggers
+
+    def _host_triggers(self, engine: Engine) -> TriggerHost:
+        from chelate.kernel.trigger_host import TriggerHost
+
+        host = TriggerHost(
+            self.store, self.plugins, self.settings, engine.kernel_id, self.repeat, engine.poke
+        )
+        host.start()
+        return host
 
     @property
     def started(self) -> bool:
@@ -117,6 +137,10 @@ class LocalGateway:
 
     def close(self, timeout: float = 10.0) -> None:
         """Stop the kernel (remote jobs go on) and close the store."""
+        with self._lock:
+            triggers, self._triggers = self._triggers, None
+        if triggers is not None:
+            triggers.stop(timeout)  # first, since a fire would start the kernel again
         with self._lock:
             engine, self._engine = self._engine, None
             store, self._store = self._store, None

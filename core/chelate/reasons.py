@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from chelate.diff import Keys, ReuseIndex, Tables, Unstable, argument_names, occurrences
-from chelate.graph import Function, Graph, Kind, Node, Reference, nodes_in
+from chelate.diff import (
+    ReuseIndex,
+    Tables,
+    Unstable,
+    argument_names,
+    occurrences,
+    value_print,
+)
+from chelate.graph import Function, Graph, Kind, Node, Reference, leaves, nodes_in
 from chelate.model import NodeRecord, NodeStatus, ValueRef
 
 __all__ = ["Decision", "Reasons"]
@@ -60,19 +68,34 @@ class Reasons:
     compare: Compare
     text: Text
     taken: frozenset[int] = frozenset()
+    _places: dict[int, tuple[str, int]] = field(init=False)
+    _free: dict[str, list[int]] = field(init=False)
+    _now: Tables = field(init=False)
+    _before: Tables = field(init=False)
+
+    def __post_init__(self) -> None:
+        index = self.index
+        self._places = occurrences(self.graph)
+        self._now = Tables(self.graph)
+        self._before = self._now if index is None else Tables(index.graph)
+        # By name, so that the reasons of ten thousand nodes do not take their square.
+        self._free = {}
+        for (name, _), node_id in (index.nodes if index is not None else {}).items():
+            free = self._free.setdefault(name, [])
+            if node_id not in self.taken:
+                free.append(node_id)
 
     def run(
-        self, node: Node, code: str | None, outputs: Mapping[int, ValueRef], keys: Keys | None
+        self, node: Node, code: str | None, outputs: Mapping[int, ValueRef]
     ) -> tuple[str, str]:
         """Why a node runs. ``code`` is what the decision itself recorded."""
         if self.index is None:
             return "REUSE_OFF", "reuse was not asked for"
         if code in ("OPTED_OUT", "AUDIT", "AUDIT_SAME", "AUDIT_DIFFERENT"):
             return code, _SENTENCES[code]
-        place = occurrences(self.graph)[node.id]
-        old = self._counterpart(place)
+        old = self._counterpart(self._places[node.id])
         if old is None:
-            if any(name == node.name for name, _ in self.index.nodes):
+            if node.name in self._free:
                 return "EXTRA_CALL", f"one more call of {node.name}() than before"
             return "NEW_TASK", f"the earlier dispatch had no task {node.name}"
         record = self.index.records.get(old.id)
@@ -91,11 +114,7 @@ class Reasons:
         assert self.index is not None
         old = self.index.nodes.get(place)
         if old is None or old in self.taken:
-            free = [
-                node_id
-                for (name, _), node_id in self.index.nodes.items()
-                if name == place[0] and node_id not in self.taken
-            ]
+            free = self._free.get(place[0])
             old = free[0] if free else None
         return None if old is None else self.index.graph.nodes[old]
 
@@ -127,7 +146,7 @@ class Reasons:
         for name in before:
             if name not in now and name not in ignored:
                 return "ARGUMENT_REMOVED", f"argument {name} is no longer given"
-        tables, old_tables = Tables(self.graph), Tables(before_graph)
+        tables, old_tables = self._now, self._before
         unstable: tuple[str, str] | None = None
         for name, reference in now.items():
             if name in ignored:
@@ -145,6 +164,10 @@ class Reasons:
                 return "UPSTREAM", f"argument {name} comes from a task that has no result"
             if new_print != old_print:
                 return self._changed(name, reference, before[name], outputs)
+            for node_id in nodes_in(reference):
+                if (ref := outputs.get(node_id)) is not None and ref.fingerprint is None:
+                    name_of = self.graph.nodes[node_id].name
+                    unstable = unstable or _unstable(name, name_of)
         return unstable
 
     def _old_output(self, node_id: int) -> ValueRef:
@@ -157,43 +180,85 @@ class Reasons:
     def _changed(
         self, name: str, now: Reference, before: Reference, outputs: Mapping[int, ValueRef]
     ) -> tuple[str, str]:
-        assert self.index is not None
-        parameters = Tables(self.graph).parameters
-        upstream = [i for i in nodes_in(now) if i not in parameters]
-        if not upstream:
-            if now[0] == "p" and before[0] == "p":
-                old_value = self.index.graph.nodes[before[1]].value
-                new_value = parameters[now[1]]
-                if old_value is not None:
-                    first = self.text(name, old_value.digest)
-                    second = self.text(name, new_value.digest)
-                    if first.startswith("File(") and first == second:
-                        return "FILE", f"content of {first[5:-1]} changed"
-                    if first != second:
-                        return "ARGUMENT", f"argument {name} changed: {first} → {second}"
-                    return "ARGUMENT", f"argument {name} has another value"
-            return "ARGUMENT", f"argument {name} changed"
-        old_prints = {
-            self.index.graph.nodes[i].name: value
-            for i in nodes_in(before)
-            if (record := self.index.records.get(i)) and (value := record.output)
-        }
+        tables, old_tables = self._now, self._before
+        code = _code_in(before, old_tables, self._old_output)
+        for key, digest in _code_in(now, tables, outputs.__getitem__).items():
+            if code.get(key, digest) != digest:
+                kind, _, label = key.partition(" ")
+                label = label.rstrip(":").rpartition(":")[2]
+                if kind == "class":
+                    return "CLASS_OF_ARGUMENT", f"argument {name}: class {label} changed"
+                call = "()" if kind == "function" else ""
+                return "ARGUMENT", f"argument {name}: {label}{call} changed"
+        upstream = [i for i in nodes_in(now) if i not in tables.parameters]
+        if upstream:
+            return self._other_results(name, upstream, before, outputs)
+        first, second = self._literal(name, before, old_tables), self._literal(name, now, tables)
+        if first is None or second is None:
+            sources = [i for i in nodes_in(before) if i not in old_tables.parameters]
+            if not sources:
+                return "ARGUMENT", f"argument {name} is put together differently"
+            source = old_tables.graph.nodes[sources[0]].name
+            return "ARGUMENT", f"argument {name} no longer comes from {source}()"
+        if first.startswith("File(") and first == second:
+            return "FILE", f"content of {first[5:-1]} changed"
+        if first != second:
+            return "ARGUMENT", f"argument {name} changed: {first} → {second}"
+        return "ARGUMENT", f"argument {name} has another value"
+
+    def _literal(self, name: str, reference: Reference, tables: Tables) -> str | None:
+        if reference[0] == "p":
+            return self.text(name, tables.parameters[reference[1]].digest)
+        return self.text(name, reference[1]) if reference[0] == "c" else None
+
+    def _other_results(
+        self, name: str, upstream: list[int], before: Reference, outputs: Mapping[int, ValueRef]
+    ) -> tuple[str, str]:
+        """Compare the results that an argument is made of, task by task."""
+        old: dict[str, list[ValueRef]] = {}
+        for node_id in nodes_in(before):
+            if node_id not in self._before.parameters:
+                source = self._before.graph.nodes[node_id].name
+                old.setdefault(source, []).append(self._old_output(node_id))
+        new: dict[str, list[ValueRef]] = {}
         for node_id in upstream:
-            source = self.graph.nodes[node_id].name
-            old = old_prints.get(source)
-            if old is None:
+            new.setdefault(self.graph.nodes[node_id].name, []).append(outputs[node_id])
+        for source, found in new.items():
+            if source not in old:
                 return "ARGUMENT", f"argument {name} now comes from {source}()"
-            if outputs[node_id].fingerprint is None:
-                return (
-                    "UNSTABLE_ARGUMENT",
-                    f"argument {name}: the result of {source}() has no stable fingerprint",
-                )
-            if old.fingerprint != outputs[node_id].fingerprint:
-                return (
-                    "UPSTREAM",
-                    f"argument {name} changed: result of {source}() has another value",
-                )
+            if len(found) != len(old[source]):
+                counts = f"{len(found)} results of {source}() instead of {len(old[source])}"
+                return "ARGUMENT", f"argument {name} holds {counts}"
+            if Counter(map(value_print, found)) != Counter(map(value_print, old[source])):
+                if any(ref.fingerprint is None for ref in found):
+                    return _unstable(name, source)
+                text = f"argument {name} changed: result of {source}() has another value"
+                return "UPSTREAM", text
         return "ARGUMENT", f"argument {name} is put together differently"
+
+
+def _unstable(name: str, source: str) -> tuple[str, str]:
+    text = f"argument {name}: the result of {source}() has no stable fingerprint"
+    return "UNSTABLE_ARGUMENT", text
+
+
+def _code_in(
+    reference: Reference, tables: Tables, outputs: Callable[[int], ValueRef]
+) -> dict[str, str]:
+    """Digests of the users' code in the values of an argument, by kind and name."""
+    found: dict[str, str] = {}
+    for leaf in leaves(reference):
+        ref: ValueRef | None
+        if leaf[0] == "n" and leaf[1] not in tables.parameters:
+            ref = outputs(leaf[1])
+        elif leaf[0] in ("p", "n"):
+            ref = tables.parameters[leaf[1]]
+        else:
+            ref = tables.graph.values.get(leaf[1])
+        for key, digest in ((ref.parts or {}) if ref is not None else {}).items():
+            if key.startswith(("class ", "function ", "module ")):
+                found[key] = digest
+    return found
 
 
 def _same_code(first: Function, second: Function) -> bool:

@@ -12,6 +12,7 @@ from chelate.client.electron import Electron
 from chelate.client.fingerprint import fingerprint_function
 from chelate.client.options import Options
 from chelate.client.signature import Parameters
+from chelate.client.snapshot import beside
 from chelate.contracts.store import DispatchFilter
 from chelate.embedding import current
 from chelate.errors import ChelateError, ConfigError, RedispatchError
@@ -128,9 +129,12 @@ class Redispatch:
         }
         bundle = Bundle(None, {}, parent.lattice, parent.inputs)
         swaps: dict[str, tuple[Electron, Function]] = {}
+        code = self._graph.code
+        stored = self._gateway.store.read(code) if code and self._replacements else None
         for name, target in self._replacements.items():
-            function = _store_replacement(bundle, name, target)
-            options["replacements"][name] = bundle.add(pickle_lattice(target))
+            with beside(stored):
+                function = _store_replacement(bundle, name, target)
+                options["replacements"][name] = bundle.add(pickle_lattice(target))
             options["replacement_prints"][name] = function.ast or function.code
             swaps[name] = (target, function)
         if args or kwargs:

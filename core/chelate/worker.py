@@ -135,8 +135,7 @@ class Runner:
         self.spool = spool
         self.code: str | None = None  # digest of the stored modules that this process runs
         self._functions: OrderedDict[str, Any] = OrderedDict()
-        self._fingerprint: Callable[[Any], str | None] | None = None
-        self._parts: Callable[[Any], dict[str, str] | None]
+        self._values_module: Any = None
         self._wants_parts = False
         self._looked = False
 
@@ -247,29 +246,36 @@ class Runner:
     def _fingerprint_of(self, value: Any) -> str | None:
         """A fingerprint only ever saves work, so no failure in taking one may cost a result."""
         try:
-            if not self._looked:
-                self._looked = True
-                folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "values")
-                path = os.path.join(folder, "__init__.py")
-                if os.path.exists(path):
-                    from importlib.util import module_from_spec, spec_from_file_location
-
-                    spec = spec_from_file_location(
-                        "_chelate_values", path, submodule_search_locations=[folder]
-                    )
-                    assert spec is not None
-                    assert spec.loader is not None
-                    module = module_from_spec(spec)
-                    sys.modules["_chelate_values"] = module
-                    spec.loader.exec_module(module)
-                    self._fingerprint, self._parts = module.fingerprint, module.parts
-            if self._fingerprint is None:
+            # What the task has registered there holds; else a copy that imports nothing else.
+            module = sys.modules.get("chelate.values") or self._values()
+            if module is None:
                 return None
-            whole = self._fingerprint(value)
-            parts = self._parts(value) if self._wants_parts and whole is not None else None
-            return whole if parts is None else f"{whole} {json.dumps(parts)}"
+            whole, parts = module.describe(value)
+            if self._wants_parts and whole is not None:
+                parts.update(module.parts(value) or {})
+            return f"{whole or ''} {json.dumps(parts)}" if parts else whole
         except Exception:
             return None
+
+
+    def _values(self) -> Any:
+        if not self._looked:
+            self._looked = True
+            folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "values")
+            path = os.path.join(folder, "__init__.py")
+            if os.path.exists(path):
+                from importlib.util import module_from_spec, spec_from_file_location
+
+                spec = spec_from_file_location(
+                    "_chelate_values", path, submodule_search_locations=[folder]
+                )
+                assert spec is not None
+                assert spec.loader is not None
+                module = module_from_spec(spec)
+                sys.modules["_chelate_values"] = module
+                spec.loader.exec_module(module)
+                self._values_module = module
+        return self._values_module
 
 
 class _Resolver:

@@ -29,8 +29,10 @@ def build_apart(store: Any, graph: Graph, blobs: Mapping[str, bytes], options: A
     wanted = [lattice, *(ref[1] for ref in node.references())]
     replacements: Mapping[str, str] = options.get("replacements") or {}
     wanted += replacements.values()
+    wanted += [graph.code] if graph.code else []
     request = {
         "lattice": lattice,
+        "code": graph.code,
         "args": [ref[1] for ref in node.args],
         "kwargs": {name: ref[1] for name, ref in node.kwargs.items()},
         "defaults": options.get("defaults"),
@@ -65,6 +67,7 @@ def main(folder: str) -> None:
     import json
 
     from chelate.client.build import build_in_worker
+    from chelate.worker import use_code
 
     place = Path(folder)
     request = json.loads((place / "request.json").read_text())
@@ -72,12 +75,15 @@ def main(folder: str) -> None:
     def read(digest: str) -> bytes:
         return (place / digest).read_bytes()
 
+    if request["code"]:
+        use_code(request["code"], str(place / request["code"]), folder)
     data = build_in_worker(
         read(request["lattice"]),
         tuple(load_value(read(digest)) for digest in request["args"]),
         {name: load_value(read(digest)) for name, digest in request["kwargs"].items()},
         defaults=request["defaults"],
         replacements={name: read(digest) for name, digest in request["replacements"].items()},
+        code=request["code"],
     )
     (place / "bundle").write_bytes(data)
 

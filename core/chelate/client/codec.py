@@ -11,8 +11,9 @@ import copyreg
 import dis
 import io
 import pickle
+import sys
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -43,7 +44,7 @@ class _LatticePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle
         state = getattr(type(obj), "__chelate_state__", None)
         if state is not None:
             return copyreg.__newobj__, (type(obj),), state(obj)  # type: ignore[attr-defined]
-        return super().reducer_override(obj)
+        return _reduce_module(obj) or super().reducer_override(obj)
 
 
 class _TaskPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -54,7 +55,15 @@ class _TaskPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
         if plain is not None:
             # A reduction must be a call; the greatest of one thing is that thing.
             return max, ((plain(obj),),)
-        return super().reducer_override(obj)
+        return _reduce_module(obj) or super().reducer_override(obj)
+
+
+def _reduce_module(module: Any) -> Any:
+    """By value, a module that came by value: its name may stand for another one here."""
+    if type(module) is not ModuleType or sys.modules.get(module.__name__, module) is module:
+        return None
+    state = {key: value for key, value in vars(module).items() if key != "__builtins__"}
+    return cloudpickle.cloudpickle.dynamic_subimport, (module.__name__, state)
 
 
 def pickle_value(value: Any, what: str = "The value") -> bytes:

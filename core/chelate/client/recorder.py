@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chelate.client.codec import ATOMS, pickle_function, pickle_lattice
-from chelate.client.fingerprint import fingerprint_function
+from chelate.client.fingerprint import fingerprint_function, remembering
 from chelate.client.frames import LineFinder, current_line
 from chelate.client.options import Options
 from chelate.client.placeholder import Placeholder, StarredPart, make_placeholder
@@ -96,7 +96,8 @@ class Build(Values):
         outer = active_build()
         _thread.build = self
         try:
-            yield self
+            with remembering():
+                yield self
         finally:
             _thread.build = outer
 

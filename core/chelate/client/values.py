@@ -12,7 +12,7 @@ from chelate.digest import digest_bytes
 from chelate.errors import ForeignPlaceholderError, GraphError
 from chelate.graph import Graph, Reference
 from chelate.model import ValueRef
-from chelate.values import fingerprint
+from chelate.values import describe, fingerprint
 
 __all__ = ["Values"]
 
@@ -83,7 +83,8 @@ class Values:
             data = pickle.dumps(value, PROTOCOL)  # far cheaper than setting up cloudpickle
         else:
             data = pickle_portable(value, what) if portable else pickle_value(value, what)
-        return ValueRef(self.store(data), len(data), fingerprint(value))
+        whole, code = describe(value)
+        return ValueRef(self.store(data), len(data), whole, code or None)
 
     def output(self, placeholder: Placeholder) -> Reference:
         recorder: Any

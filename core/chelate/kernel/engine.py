@@ -67,6 +67,7 @@ class Engine:
         self._waiters = Waiters()
         self._seen = 0
         self._defects: Counter[str] = Counter()
+        self._unread: list[str] = []  # adopted, and not yet read
         self._early: dict[str, list[CancelRequest]] = {}  # for dispatches not yet begun
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="chelate-kernel", daemon=True)
@@ -255,13 +256,21 @@ class Engine:
             return
         try:
             self._heed(self._outside.requests(self.kernel_id, self._seen))
-            adopted = self._outside.adopted(self.kernel_id)
-            if adopted:
-                self._adopt(adopted)
+            self._unread += self._outside.adopted(self.kernel_id)
+            if self._unread:
+                self._adopt()
             for dispatch_id, event in self._outside.ended_children(self._live):
                 events.setdefault(dispatch_id, []).append(event)
         except StoreUnavailableError as error:
             _LOG.warning("The store cannot be read at present: %s", error)
+        except OwnershipLostError as error:
+            self._live_on(error)
+
+    def _live_on(self, error: OwnershipLostError) -> None:
+        """Become a new kernel when the old one has lost its lock for good."""
+        _LOG.warning("%s", error.args[0])
+        if not self.store.kernels_alive([self.kernel_id]):
+            self.kernel_id = self.store.claim_kernel()
 
     def _heed(self, requests: list[CancelRequest]) -> None:
         for request in requests:
@@ -275,16 +284,22 @@ class Engine:
                 live.changed = True
             live.machine.handle([ev.Cancel(request.nodes)], time.time())
 
-    def _adopt(self, dispatch_ids: list[str]) -> None:
-        for dispatch_id in dispatch_ids:
+    def _adopt(self) -> None:
+        while self._unread:
+            dispatch_id = self._unread[-1]
             if dispatch_id in self._live:
+                self._unread.pop()
                 continue
             try:
                 live = LiveDispatch.load(self.store, dispatch_id, time.time())
+            except StoreUnavailableError:
+                raise  # it stays unread until the store works again
             except (StoreError, GraphError) as error:
+                self._unread.pop()
                 _LOG.error("Dispatch %s cannot be resumed: %s", dispatch_id, error)
                 self._set_aside(dispatch_id, str(error))
                 continue
+            self._unread.pop()
             self._live[dispatch_id] = live
             self._lanes.adopt(live)
             self._waiters.begin(dispatch_id)
@@ -315,7 +330,7 @@ class Engine:
             try:
                 return self.store.commit(self.kernel_id, commit, self._seen)
             except OwnershipLostError as error:
-                _LOG.warning("%s", error.args[0])
+                self._live_on(error)
                 self._waiters.end(turn.drop(commit, set(error.args[1])))
             except StoreUnavailableError as error:
                 if self._stopping:

@@ -29,7 +29,9 @@ async def contained(call: Callable[[], Any], what: str) -> Any:
         if not inspect.isawaitable(awaitable):
             raise PluginContractError(f"{what}() must be a coroutine: write 'async def {what}'.")
         return await awaitable
-    except (SystemExit, KeyboardInterrupt) as error:
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:
         raise PluginContractError(f"{what}() raised {error!r}.") from error
 
 
@@ -73,11 +75,18 @@ class LaneCalls:
                 if inspect.iscoroutine(items):
                     items.close()
                 raise PluginContractError(f"{what}() must yield: write 'async def' with 'yield'.")
-            async for item in items:
+            iterator = items.__aiter__()
+            while True:
+                try:
+                    item = await iterator.__anext__()
+                except StopAsyncIteration:
+                    return
+                except (Exception, asyncio.CancelledError):
+                    raise
+                except BaseException as error:
+                    raise PluginContractError(f"{what}() raised {error!r}.") from error
                 self._streams[task] = time.monotonic()
                 yield item
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise PluginContractError(f"{what}() raised {error!r}.") from error
         finally:
             self._streams.pop(task, None)
 

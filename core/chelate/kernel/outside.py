@@ -42,8 +42,9 @@ class Outside:
         counter = self._store.change_counter()
         if counter == self._counter and self._adopt_due:
             return []
+        found = self._store.cancel_requests(kernel_id, seen)
         self._counter = counter
-        return self._store.cancel_requests(kernel_id, seen)
+        return found
 
     def adopted(self, kernel_id: str) -> list[str]:
         """Dispatches taken over from kernels that are gone; once a second at the most."""

@@ -142,7 +142,7 @@ class Firing:
         return {fact("trigger-state", armed.trigger_id): state_fact(ACTIVE, self._kernel_id)}
 
     def _facts(self, armed: Armed, cursor: Any, progress: Progress) -> dict[str, Any]:
-        facts = {fact("trigger-progress", armed.trigger_id): progress.to_json()}
+        facts: dict[str, Any] = {fact("trigger-progress", armed.trigger_id): progress.to_json()}
         if cursor != armed.cursor:
             # Wrapped, since a fact that is None is no fact.
             facts[fact("trigger-cursor", armed.trigger_id)] = [cursor]
@@ -211,4 +211,3 @@ class Firing:
             return not self._store.dispatch(dispatch_id).status.final
         except DispatchNotFoundError:
             return False
-

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chelate.contracts.store import ResultStore
@@ -181,7 +182,7 @@ class TriggerHost:
                 look = self._look_due <= time.monotonic()
             for armed in ready:
                 quick = armed.instance is not None and armed.instance.quick
-                (self._quick if quick else self._polls).submit(lambda item=armed: self._turn(item))
+                (self._quick if quick else self._polls).submit(partial(self._turn, armed))
             if look:
                 self._look_safely()
 
@@ -288,7 +289,7 @@ class TriggerHost:
             return
         try:
             armed.instance.stop()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a trigger's own code
             _LOG.exception("stop() of trigger %s (%s)", armed.trigger_id, armed.definition.kind)
         if not busy:
             self._let_go(armed)
@@ -297,7 +298,7 @@ class TriggerHost:
         try:
             if armed.instance is not None:
                 armed.instance.release()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a trigger's own code
             _LOG.exception("release() of trigger %s (%s)", armed.trigger_id, armed.definition.kind)
 
     # -- what other threads and processes have done -----------------------------------------------

@@ -39,9 +39,8 @@ class Observing:
                     self._ended(armed)
                 return
             except Exception as error:  # noqa: BLE001 - shown as the trigger's error
-                if armed.closed:
-                    return
-                instance.stop_flag.wait(self._firing.failed(armed, error))
+                if not armed.closed:
+                    instance.stop_flag.wait(self._firing.failed(armed, error))
 
 
 def _observe(instance: BaseTrigger) -> None:

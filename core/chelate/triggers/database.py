@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseTrigger", "SQLiteTrigger"]
 
-_CONNECT = {"postgresql": "connect_timeout", "mysql": "connect_timeout", "mariadb": "connect_timeout"}
+_LIMITED = ("postgresql", "mysql", "mariadb")  # their drivers know connect_timeout
 _SECONDS_TO_CONNECT = 10
 
 
@@ -116,7 +117,7 @@ class DatabaseTrigger(BaseTrigger):
         url = self._url()
         if url.get_backend_name() != "sqlite" or not url.database or url.query.get("uri"):
             return
-        if url.database != ":memory:" and not os.path.isfile(url.database):
+        if url.database != ":memory:" and not Path(url.database).is_file():
             raise ConfigError(f"There is no database file {url.database!r}.")
 
     def _url(self) -> URL:
@@ -144,7 +145,7 @@ class DatabaseTrigger(BaseTrigger):
         if url.query.get("uri"):
             return url
         query = {"mode": "rw", "uri": "true"}
-        return url.set(database=f"file:{quote(os.path.abspath(path))}", query=query)
+        return url.set(database=f"file:{quote(str(Path(path).absolute()))}", query=query)
 
     def _shown(self) -> str:
         return self._url().render_as_string(hide_password=True)
@@ -171,16 +172,14 @@ class DatabaseTrigger(BaseTrigger):
             from sqlalchemy.pool import NullPool
 
             url = self._target()
-            option = _CONNECT.get(url.get_backend_name())
-            arguments = {option: _SECONDS_TO_CONNECT} if option else {}
+            limited = url.get_backend_name() in _LIMITED
+            arguments = {"connect_timeout": _SECONDS_TO_CONNECT} if limited else {}
             schema, _, name = self.table_name.rpartition(".")
             try:
                 # No pool: hundreds of triggers must not hold hundreds of idle connections.
                 engine = create_engine(url, poolclass=NullPool, connect_args=arguments)
                 with engine.connect() as connection:
-                    table = Table(
-                        name, MetaData(), schema=schema or None, autoload_with=connection
-                    )
+                    table = Table(name, MetaData(), schema=schema or None, autoload_with=connection)
             except NoSuchTableError as error:
                 raise ConfigError(
                     f"There is no table {self.table_name!r} in {self._shown()}."
@@ -246,8 +245,9 @@ class SQLiteTrigger(DatabaseTrigger):
     """
 
     def validate(self) -> None:
-        self.db_path = os.path.abspath(os.path.expanduser(self.db_path))
-        if not os.path.isfile(self.db_path):
+        path = Path(self.db_path).expanduser().absolute()
+        self.db_path = str(path)
+        if not path.is_file():
             raise ConfigError(f"There is no database file {self.db_path!r}.")
         super().validate()
 

@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from chelate.api import BaseTrigger, Check, ConfigError
@@ -105,8 +106,9 @@ class DirTrigger(BaseTrigger):
             raise ConfigError(
                 "A DirTrigger needs watchdog. Try: pip install 'chelate[triggers]'"
             ) from error
-        self.dir_path = os.path.abspath(os.path.expanduser(self.dir_path))
-        if not os.path.exists(self.dir_path):
+        path = Path(self.dir_path).expanduser().absolute()
+        self.dir_path = str(path)
+        if not path.exists():
             raise ConfigError(
                 f"dir_path={self.dir_path!r} does not exist; create it before the trigger is "
                 "registered."
@@ -119,16 +121,16 @@ class DirTrigger(BaseTrigger):
 
         A file is watched through its directory, since editors replace files.
         """
-        path = os.path.realpath(self.dir_path)
-        if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
-            return path, None
-        return os.path.split(path)
+        path = Path(os.path.realpath(self.dir_path))
+        if path.is_dir() or not path.parent.is_dir():
+            return str(path), None
+        return str(path.parent), path.name
 
     def check(self, cursor: Any, now: float) -> Check:
         """``cursor`` is ``{"tree", "count", "seq"}``: what is known and counted."""
         with self._guard:
             root, only = self._place()
-            inode = os.stat(root).st_ino
+            inode = Path(root).stat().st_ino
             same = self._tree is not None and cursor is not None and cursor["seq"] == self._seq
             if not same or self._inode != inode or (cursor and cursor["root"] != root):
                 self.release()
@@ -140,7 +142,9 @@ class DirTrigger(BaseTrigger):
             else:
                 found = 0
             found += self._drain(root, only)
-            fires, self.n_changes = divmod((cursor or {"count": 0})["count"] + found, self.batch_size)
+            fires, self.n_changes = divmod(
+                (cursor or {"count": 0})["count"] + found, self.batch_size
+            )
             due = _POLL if self._live is None else _STILL_THERE
             if cursor is not None and same and not self._touched:
                 return Check(0, cursor, due)
@@ -184,7 +188,7 @@ class DirTrigger(BaseTrigger):
     def _note(self, tree: Tree, name: str, root: str, path: str, moved: str) -> str | None:
         """Bring the tree up to an event; the event's name, or None when a scan has seen it."""
         known = tree.get(path)
-        now = entry(os.path.join(root, path), SEEN)
+        now = entry(f"{root}/{path}", SEEN)
         stale = known is not None and known[3] == SEEN and known[:3] == now[:3]
         if name == "created":
             if known is not None:
@@ -198,7 +202,7 @@ class DirTrigger(BaseTrigger):
             if known is None and moved in tree:
                 return None
             tree.pop(path, None)
-            tree[moved] = entry(os.path.join(root, moved), known[3] if known else SEEN)
+            tree[moved] = entry(f"{root}/{moved}", known[3] if known else SEEN)
         elif name == "modified":
             if known is None or not now[0] or (known[3] != NEW and known[:3] == now[:3]):
                 return None

@@ -44,8 +44,8 @@ def scan(root: str, only: str | None, recursive: bool) -> Tree:
     from watchdog.utils.dirsnapshot import DirectorySnapshot
 
     if only is not None:
-        path = os.path.join(root, only)
-        return {only: entry(path, SEEN)} if os.path.lexists(path) else {}
+        found_there = entry(f"{root}/{only}", SEEN)
+        return {only: found_there} if found_there[0] else {}
     with os.scandir(root):  # raises what DirectorySnapshot passes over
         pass
     found = DirectorySnapshot(root, recursive=recursive, stat=os.lstat)

@@ -6,9 +6,11 @@ by their fields, and whatever can be taken apart by ``__reduce_ex__``. A class m
 itself with ``__fingerprint__()``; :func:`register` does that for classes of others. What has no
 stable fingerprint (generators, locks, files, iterators) gets None, never a random token.
 
-Functions and classes count by name where they belong to Python or to an installed package.
-Those of the user have a fingerprint only where ``chelate.client.fingerprint`` is loaded, which
-reads their code.
+Functions and classes count by name where they belong to Python or to an installed package, and
+by their code where they are the user's. So an instance of a user's class has another fingerprint
+when a method changed, unless the class answers with ``__fingerprint__()``. Reading code takes
+``chelate.client.fingerprint``; on a host that lacks it a class counts by name, and a function has
+no fingerprint.
 
 A short value is readable from its fingerprint, see ``encoding.py``: keep the fingerprint of a
 secret only where the secret itself would be kept.
@@ -22,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .code import read_code_with
 from .encoding import BUILTIN, SCALARS, Encoder, Unstable, combine, to_text
 from .files import File
 from .rules import FOUND, HOOKS, encode
@@ -29,10 +32,12 @@ from .rules import FOUND, HOOKS, encode
 __all__ = [
     "File",
     "combine",
+    "describe",
     "explain_unstable",
     "fingerprint",
     "part_key",
     "parts",
+    "read_code_with",
     "register",
 ]
 
@@ -43,6 +48,16 @@ def fingerprint(value: object) -> str | None:
         return to_text(Encoder(encode).run(value))
     except Unstable:
         return None
+
+
+def describe(value: object) -> tuple[str | None, dict[str, str]]:
+    """:func:`fingerprint`, and digests of the users' code in the value by kind and name:
+    ``{"class project.models:Model": digest}``."""
+    encoder = Encoder(encode)
+    try:
+        return to_text(encoder.run(value)), encoder.code
+    except Unstable:
+        return None, encoder.code
 
 
 def explain_unstable(value: object) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from .encoding import Chunk, Encoder, class_name
+from .encoding import Chunk, Encoder
 
 __all__ = ["LIBRARIES"]
 
@@ -40,7 +40,7 @@ def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] |
 
 
 def _array(encoder: Encoder, np: Any, value: Any) -> list[Chunk]:
-    kind = "" if type(value) in (np.ndarray, np.memmap) else class_name(type(value))
+    kind = "" if type(value) in (np.ndarray, np.memmap) else encoder.class_of(value)
     head = ("array", kind, value.dtype.str, value.shape)
     if value.dtype.names:
         fields = [np.asarray(value[name]) for name in value.dtype.names]
@@ -71,10 +71,10 @@ def _strings(values: list[Any]) -> Any:
 def _pandas(encoder: Encoder, pd: Any, value: Any, package: str) -> list[Chunk] | None:
     if isinstance(value, pd.DataFrame):
         columns = [value.iloc[:, number].array for number in range(value.shape[1])]
-        kind = class_name(type(value))
+        kind = encoder.class_of(value)
         return encoder.record("frame", kind, dict(value.attrs), value.columns, value.index, columns)
     if isinstance(value, pd.Series):
-        kind, attrs = class_name(type(value)), dict(value.attrs)
+        kind, attrs = encoder.class_of(value), dict(value.attrs)
         return encoder.record("series", kind, attrs, value.name, value.index, value.array)
     if isinstance(value, pd.MultiIndex):
         levels = [value.get_level_values(number) for number in range(value.nlevels)]
@@ -82,7 +82,7 @@ def _pandas(encoder: Encoder, pd: Any, value: Any, package: str) -> list[Chunk] 
     if isinstance(value, pd.RangeIndex):
         return encoder.record("rows", value.name, value.start, value.stop, value.step)
     if isinstance(value, pd.Index):
-        kind, step = class_name(type(value)), getattr(value, "freqstr", None)
+        kind, step = encoder.class_of(value), getattr(value, "freqstr", None)
         return encoder.record("index", kind, value.name, step, value.array)
     if not isinstance(value, pd.api.extensions.ExtensionArray):
         return None
@@ -109,7 +109,7 @@ def _torch(encoder: Encoder, torch: Any, value: Any, package: str) -> list[Chunk
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
     flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    head = (class_name(type(value)), str(value.dtype), tuple(value.shape))
+    head = (encoder.class_of(value), str(value.dtype), tuple(value.shape))
     return encoder.record("tensor", head, memoryview(flat))
 
 

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
+from .code import code_of, written_by_user
+
 __all__ = [
     "BUILTIN",
     "SCALARS",
@@ -195,9 +197,11 @@ def class_name(kind: type) -> str:
 
 
 class Encoder:
-    """One pass over one value."""
+    """One pass over one value. ``code`` has the digests of the users' code that was met, by kind
+    and name: ``class project.models:Model``."""
 
     def __init__(self, other: Callable[[Encoder, Any], list[Chunk]]) -> None:
+        self.code: dict[str, str] = {}
         self._other = other
         self._memo: dict[int, tuple[Any, bytes]] = {}
         self._path: dict[int, int] = {}
@@ -270,6 +274,16 @@ class Encoder:
             self._lowest = min(self._lowest, outer)
         return part
 
+    def class_of(self, value: Any) -> str:
+        """How the class of ``value`` counts: by name, and the user's own with its code."""
+        kind = value if isinstance(value, type) else type(value)
+        name = class_name(kind)
+        digest = code_of(kind) if written_by_user(kind) else None
+        if digest is None:
+            return name
+        self.code[f"class {name}"] = digest
+        return f"{name} {digest}"
+
     def row(self, values: Sequence[Any], names: Sequence[Any] | None = None) -> list[Chunk]:
         """The layout of ``values``; ``names`` say what to call them when one is unstable."""
         if len(values) > _SHORT:
@@ -302,7 +316,7 @@ class Encoder:
         key = (tag, kind, names)
         known = self._heads.get(key)
         if known is None:
-            part = self.part((tag, class_name(kind), names))
+            part = self.part((tag, self.class_of(kind), names))
             known = self._heads[key] = part, [Field(f".{name}") for name in names]
         head, shown = known
         if more:

@@ -28,6 +28,7 @@ from types import (
 from typing import Any, Final
 
 from .arrays import LIBRARIES
+from .code import code_of
 from .encoding import Chunk, Encoder, Unstable, class_name
 from .files import File
 
@@ -112,7 +113,12 @@ def _named(encoder: Encoder, value: Any) -> list[Chunk] | None:
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     if "site-packages" in file or "dist-packages" in file:
         return encoder.record("name", f"{module}:{name}")
-    raise Unstable(f"{module}.{name} is code, which is fingerprinted only where its source is")
+    digest = code_of(value)
+    if digest is None:
+        raise Unstable(f"{module}.{name} is code, which is fingerprinted only where its source is")
+    kind = "class" if isinstance(value, type) else "function" if name else "module"
+    encoder.code[f"{kind} {module}:{name}"] = digest
+    return encoder.record("own", class_name(type(value)), digest)
 
 
 def _subclass(encoder: Encoder, value: Any, base: type) -> list[Chunk]:
@@ -201,7 +207,7 @@ def _reduced(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
             raise
     if _CHECKED[kind]:
         raise Unstable(_CHECKED[kind])
-    head = [class_name(kind), f"{call.__module__}:{getattr(call, '__qualname__', '')}"]
+    head = [encoder.class_of(kind), f"{call.__module__}:{getattr(call, '__qualname__', '')}"]
     plain = [class_name(item) if item is kind else item for item in arguments]
     content = [None if part is None else list(part) for part in (items, pairs)]
     return encoder.record("reduced", head, plain, state, *content)
@@ -273,7 +279,7 @@ _BASES: Final[list[tuple[type, Rule]]] = [
     (
         enum.Enum,
         lambda encoder, value: encoder.record(
-            "enum", class_name(type(value)), value.name, value.value
+            "enum", encoder.class_of(value), value.name, value.value
         ),
     ),
     (

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
@@ -26,7 +28,14 @@ from .manifest import compare_manifests
 from .parts import innermost
 from .walk import Component, Walk, is_walking
 
-__all__ = ["FunctionFingerprint", "compare_manifests", "fingerprint_function", "same"]
+__all__ = [
+    "FunctionFingerprint",
+    "code_digest",
+    "compare_manifests",
+    "fingerprint_function",
+    "remembering",
+    "same",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +145,32 @@ def _check_ignored(function: Any, ignore: Sequence[str]) -> None:
         )
 
 
-def _code_as_value(found: Any) -> str | None:
-    """Functions and classes inside of values count by their code; during a walk, by the walk."""
+_digests: ContextVar[dict[Any, str] | None] = ContextVar("code digests", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """While this holds, the code of a class or function is read once."""
+    token = _digests.set({})
+    try:
+        yield
+    finally:
+        _digests.reset(token)
+
+
+def code_digest(found: Any) -> str | None:
+    """What a function, class or module inside of a value counts as; None during a walk, which
+    finds them itself."""
     if is_walking():
         return None
-    taken = fingerprint_function(found)
-    return taken.ast or taken.code
+    known = _digests.get()
+    digest = None if known is None else known.get(found)
+    if digest is None:
+        taken = fingerprint_function(found)
+        digest = taken.ast or taken.code
+        if known is not None:
+            known[found] = digest
+    return digest
 
 
-for _kind in (FunctionType, type, ModuleType):
-    values.register(_kind, _code_as_value)
+values.read_code_with(code_digest)

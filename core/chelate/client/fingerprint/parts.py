@@ -47,8 +47,11 @@ BUILT_IN: Final = (
 
 def electron_function(found: Any) -> Any:
     """The function of an electron or lattice; anything else as it is."""
-    while type(found).__name__ in ("Electron", "Lattice") and hasattr(found, "function"):
-        found = found.function
+    while type(found).__name__ in ("Electron", "Lattice"):
+        inner = getattr(found, "function", None) or getattr(found, "workflow_function", None)
+        if inner is None:
+            break
+        found = inner
     return found
 
 

@@ -1,0 +1,91 @@
+"""Several kernels on one store: one owner per dispatch, adoption, and refusal of stale writes."""
+
+from __future__ import annotations
+
+from tests.kernel.fakes import Backend, fake
+from tests.kernel.graphs import chain, graph_of
+
+from chelate.model import NodeStatus, Status
+
+S = NodeStatus
+
+
+def never(key, node):
+    return None
+
+
+def test_two_kernels_share_a_home_and_run_everything_once(bench):
+    backend = Backend()
+    executor = fake(backend)
+    one, two = bench(executor), bench(executor)
+    ids = [kernel.dispatch(chain(4)) for _ in range(10) for kernel in (one, two)]
+    for dispatch_id in ids:
+        assert two.wait(dispatch_id).status is Status.COMPLETED
+        assert one.wait(dispatch_id).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+    assert len(backend.starts) == 80
+    owners = {one.gateway.record(dispatch_id).owner for dispatch_id in ids}
+    assert owners == {one.gateway.engine.kernel_id, two.gateway.engine.kernel_id}
+
+
+def test_when_a_kernel_goes_another_adopts_its_running_jobs(bench):
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(chain(3))
+    two.gateway.engine.poke()
+    one.until(lambda: one.node(dispatch_id).status is S.RUNNING)
+    one.close()
+    two.until(lambda: dispatch_id in two.gateway.engine.running())
+    backend.end()
+    assert two.wait(dispatch_id).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+
+
+def test_a_kernel_that_lost_its_lock_writes_no_more(bench):
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(chain(3))
+    one.until(lambda: one.node(dispatch_id).status is S.RUNNING)
+    one.gateway.store._database.locks.release()
+    two.gateway.engine.poke()
+    two.until(lambda: dispatch_id in two.gateway.engine.running())
+    backend.end()
+    assert two.wait(dispatch_id).status is Status.COMPLETED
+    one.until(lambda: dispatch_id not in one.gateway.engine.running())
+    assert set(backend.starts.values()) == {1}
+    assert two.gateway.record(dispatch_id).epoch == 1
+    again = one.run(chain(2))
+    assert again.status is Status.COMPLETED
+    assert again.owner == one.gateway.engine.kernel_id, "it became a kernel anew"
+
+
+def test_a_cancel_from_another_kernel_reaches_the_owner(bench):
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(graph_of([[], [0], []]))
+    one.until(lambda: one.gateway.record(dispatch_id).counts.get("RUNNING") == 2)
+    two.gateway.cancel(dispatch_id, [0])
+    two.gateway.wait_tasks(dispatch_id, [0, 1])
+    assert two.node(dispatch_id, 2).status is S.RUNNING
+    two.gateway.cancel(dispatch_id, None)
+    assert two.wait(dispatch_id).status is Status.CANCELLED
+    assert one.gateway.cancel(dispatch_id, None).sentence(True).endswith("ended: CANCELLED.")
+
+
+def test_a_cancel_recorded_while_nobody_lives_is_carried_out(bench):
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    one = bench(executor)
+    dispatch_id = one.dispatch(chain(2))
+    one.until(lambda: one.node(dispatch_id).status is S.RUNNING)
+    store = one.gateway.store
+    one.gateway.engine.stop(5.0)
+    store.request_cancel(dispatch_id, None)
+    one.close()
+    two = bench(executor)
+    assert two.wait(dispatch_id).status is Status.CANCELLED
+    assert [key for key, _ in backend.cancels]
+    assert set(backend.starts.values()) == {1}
