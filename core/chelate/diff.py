@@ -41,6 +41,7 @@ __all__ = [
 
 Lookup = Callable[[int], ValueRef]
 _VERSION = "key1"
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _PATH = values.fingerprint("chelate path")
 _OBJECT = values.fingerprint("chelate object")
 
@@ -175,11 +176,8 @@ def argument_prints(node: Node, tables: Tables, lookup: Lookup) -> list[list[str
     return found
 
 
-def execution_keys(node: Node, tables: Tables, lookup: Lookup, replaced: str | None = None) -> Keys:
+def execution_keys(node: Node, tables: Tables, lookup: Lookup) -> Keys:
     """The keys of a node whose inputs are known.
-
-    ``replaced`` digests the replacements that a sub-workflow is built with, since they can
-    change what it gives.
 
     Raises:
         Unstable: an argument has no fingerprint.
@@ -187,20 +185,21 @@ def execution_keys(node: Node, tables: Tables, lookup: Lookup, replaced: str | N
     graph = tables.graph
     function = graph.functions[node.function] if node.function >= 0 else None
     arguments = argument_prints(node, tables, lookup)
-    inside = replaced if node.kind == Kind.SUBLATTICE else None
+    ast: str | None
+    code: str | None
     if function is None:
         ast = code = node.kind
     elif node.kind == Kind.OPERATOR:
         ast = code = f"operator {function.name}"
     else:
-        ast, code = function.ast, function.code  # type: ignore[assignment]
+        ast, code = function.ast, function.code
+
+    text = _to_json(arguments)
 
     def digest(flavour: str, body: str | None) -> str | None:
         if body is None:
             return None
-        kind = Kind.TASK if node.kind == Kind.TASK else node.kind
-        parts = [_VERSION, kind, flavour, body, inside, arguments]
-        return digest_bytes(json.dumps(parts, separators=(",", ":")).encode())
+        return digest_bytes(f"{_VERSION} {node.kind} {flavour} {body} {text}".encode())
 
     return Keys(digest("ast", ast), digest("code", code))
 
@@ -230,13 +229,17 @@ class Candidate:
 
 @dataclass(slots=True)
 class ReuseIndex:
-    """The parent's completed nodes, by execution key, by name, and what has been used up."""
+    """The parent's completed nodes, by execution key, by name, and what has been used up.
+
+    ``by_key`` maps an execution key and whether the stored result is damaged to queues by name.
+    """
 
     dispatch_id: str
     graph: Graph
     records: Mapping[int, NodeRecord]
-    by_key: dict[str, deque[Candidate]] = field(default_factory=dict)
+    by_key: dict[tuple[str, bool], dict[str, deque[Candidate]]] = field(default_factory=dict)
     by_place: dict[tuple[str, int], Candidate] = field(default_factory=dict)
+    by_origin: dict[tuple[str, int], Candidate] = field(default_factory=dict)
     nodes: dict[tuple[str, int], int] = field(default_factory=dict)  # also those not completed
     keys: dict[int, Keys] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
@@ -248,46 +251,36 @@ class ReuseIndex:
         graph: Graph,
         records: Mapping[int, NodeRecord],
         damaged: Callable[[Iterable[str]], Mapping[str, str]],
-        replaced: str | None = None,
     ) -> ReuseIndex:
         """Index a dispatch. ``damaged`` tells of digests whose bytes are gone or wrong."""
         index = cls(dispatch_id, graph, records)
         tables = Tables(graph)
         places = occurrences(graph)
         index.nodes = {place: node_id for node_id, place in places.items()}
-        done = {
-            node_id: record
+        outputs = {
+            node_id: record.output
             for node_id, record in records.items()
             if record.status is NodeStatus.COMPLETED and record.output is not None
         }
-        trouble = damaged({record.output.digest for record in done.values() if record.output})
-
-        def output(node_id: int) -> ValueRef:
-            ref = done[node_id].output
-            assert ref is not None
-            return ref
-
+        trouble = damaged({output.digest for output in outputs.values()})
         for node in graph.tasks():
-            record = done.get(node.id)
-            if record is None or record.output is None:
+            output = outputs.get(node.id)
+            if output is None:
                 continue
+            record = records[node.id]
             name, occurrence = places[node.id]
-            candidate = Candidate(
-                node,
-                record,
-                name,
-                occurrence,
-                record.reused_from or (dispatch_id, node.id),
-                trouble.get(record.output.digest),
-            )
-            index.by_place[name, occurrence] = candidate
+            origin = record.reused_from or (dispatch_id, node.id)
+            damage = trouble.get(output.digest)
+            candidate = Candidate(node, record, name, occurrence, origin, damage)
+            index.by_place[name, occurrence] = index.by_origin[origin] = candidate
             try:
-                keys = execution_keys(node, tables, output, replaced)
+                keys = execution_keys(node, tables, outputs.__getitem__)
             except (Unstable, KeyError):
                 continue
             index.keys[node.id] = keys
             for key in keys:
-                index.by_key.setdefault(key, deque()).append(candidate)
+                queues = index.by_key.setdefault((key, damage is not None), {})
+                queues.setdefault(name, deque()).append(candidate)
         return index
 
     def match(self, name: str, occurrence: int, keys: Keys) -> Candidate | None:
@@ -296,28 +289,32 @@ class ReuseIndex:
         First the call of the same name and occurrence, then any of the same name, then any; one
         whose stored bytes are damaged only if there is no other.
         """
-        wanted = set(keys)
         own = self.by_place.get((name, occurrence))
         if own is not None and own.damage is None and own.node.id not in self.used:
             known = self.keys.get(own.node.id)
-            if known is not None and not wanted.isdisjoint(known):
+            if known is not None and not set(keys).isdisjoint(known):
                 return own
-        best: tuple[int, int] | None = None
-        found: Candidate | None = None
-        for key in keys:
-            queue = self.by_key.get(key)
-            while queue and queue[0].node.id in self.used:
-                queue.popleft()
-            for candidate in queue or ():
-                if candidate.node.id in self.used:
-                    continue
-                rank = (0 if candidate.name == name else 1) + (2 if candidate.damage else 0)
-                if best is None or (rank, candidate.node.id) < best:
-                    best, found = (rank, candidate.node.id), candidate
-                if rank == 0:
-                    break
-        return found
+        for damaged in (False, True):
+            heads = [
+                head
+                for key in keys
+                for queue in self.by_key.get((key, damaged), {}).values()
+                if (head := self._head(queue)) is not None
+            ]
+            if heads:
+                return min(heads, key=lambda head: (head.name != name, head.node.id))
+        return None
+
+    def _head(self, queue: deque[Candidate]) -> Candidate | None:
+        while queue and queue[0].node.id in self.used:
+            queue.popleft()
+        return queue[0] if queue else None
 
     def use(self, candidate: Candidate) -> None:
         """Nobody else may take it over."""
         self.used.add(candidate.node.id)
+
+    def taken(self, origins: Iterable[tuple[str, int] | None]) -> frozenset[int]:
+        """The nodes whose results, first computed at ``origins``, have been taken over."""
+        known = (self.by_origin.get(origin) for origin in origins if origin is not None)
+        return frozenset(candidate.node.id for candidate in known if candidate is not None)

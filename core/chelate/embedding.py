@@ -140,7 +140,8 @@ def unfinished(gateway: LocalGateway) -> list[DispatchRecord]:
     """Dispatches that this process's kernel is running."""
     if not gateway.started:
         return []
-    query = DispatchFilter(status=(Status.RUNNING, Status.CANCELLING), limit=1000)
+    alive = (Status.NEW_OBJ, Status.RUNNING, Status.CANCELLING)
+    query = DispatchFilter(status=alive, limit=1000)
     mine = set(gateway.engine.running())
     return [record for record in gateway.records(query) if record.dispatch_id in mine]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from chelate.client.codec import load_value
@@ -15,7 +15,7 @@ from chelate.embedding import current
 from chelate.errors import ChelateError
 from chelate.gateway import LocalGateway
 from chelate.graph import Function, Graph, Kind
-from chelate.kernel.reuse import Reuse, nondeterminism_fact
+from chelate.kernel.reuse import Reuse, nondeterminism_fact, parent_trouble
 from chelate.model import FINAL, DispatchRecord, NodeRecord, ValueRef
 from chelate.reasons import Decision, Reasons
 from chelate.values import File
@@ -131,12 +131,9 @@ def explain(dispatch_id: str, dispatcher_addr: str | None = None) -> Explanation
         node.id: node.value for node in graph.nodes if node.value is not None
     }
     outputs.update({i: row.output for i, row in rows.items() if row.output is not None})
-    origins = {} if reuse is None else {c.origin: c for c in reuse.index.by_place.values()}
-    taken = frozenset(
-        origins[row.reused_from].node.id
-        for row in rows.values()
-        if row.reused_from is not None and row.reused_from in origins
-    )
+    taken = frozenset[int]()
+    if reuse is not None:
+        taken = reuse.index.taken(row.reused_from for row in rows.values())
     reasons = _reasons(gateway, record.options, graph, reuse, taken)
     found: list[Decision] = []
     for node in graph.tasks():
@@ -169,7 +166,8 @@ def plan_dispatch(
     }
     decided: dict[int, tuple[str, str | None, tuple[str, int] | None]] = {}
     needs = graph.dependencies()
-    for node_id in graph.order():
+    ordered = all(parent < node_id for node_id, found in needs.items() for parent in found)
+    for node_id in needs if ordered else graph.order():
         if any(parent not in outputs for parent in needs[node_id]):
             decided[node_id] = ("OPEN", None, None)
             continue
@@ -182,7 +180,9 @@ def plan_dispatch(
             outputs[node_id] = look.output
         else:
             decided[node_id] = ("RUN", look.code, None)
-    taken = frozenset() if reuse is None else frozenset(reuse.index.used)
+    taken = frozenset[int]()
+    if reuse is not None:
+        taken = reuse.index.taken(origin for _, _, origin in decided.values())
     reasons = _reasons(gateway, options, graph, reuse, taken, blobs)
     found: list[Decision] = []
     for node in graph.tasks():
@@ -213,7 +213,7 @@ def _reused(
         return Decision(node_id, node.name, "REUSE", "ALWAYS", 'reuse="always"', origin)
     ran = [
         graph.nodes[parent].name
-        for parent in sorted(node.parents())
+        for parent in (sorted(node.parents()) if rows else ())
         if (row := rows.get(parent)) is not None and row.attempt > 0 and row.reused_from is None
     ]
     if ran:
@@ -237,14 +237,13 @@ def _reasons(
         known = (blobs or {}).get(digest)
         return store.read(digest) if known is None else known
 
+    compared: dict[tuple[str | None, str | None], tuple[str, str] | None] = {}
+
     def compare(old: Function, new: Function) -> tuple[str, str] | None:
-        try:
-            if old.manifest is None or new.manifest is None:
-                return None
-            before, after = json.loads(read(old.manifest)), json.loads(read(new.manifest))
-        except (ChelateError, ValueError):
-            return None
-        return compare_manifests(before, after)
+        key = old.manifest, new.manifest
+        if key not in compared:
+            compared[key] = _compare(*key, read)
+        return compared[key]
 
     def text(name: str, digest: str) -> str:
         try:
@@ -253,9 +252,32 @@ def _reasons(
             return "a value that cannot be shown here"
         return f"File({value})" if isinstance(value, File) else shown(name, value)
 
-    return Reasons(
-        graph, index, frozenset(options.get("replaced") or ()), compare, text, taken
-    )
+    if reuse is None:
+        nothing = _nothing(gateway, options)
+        return Reasons(graph, None, frozenset(), compare, text, nothing=nothing)
+    replaced = frozenset(options.get("replaced") or ())
+    return Reasons(graph, reuse.index, replaced, compare, text, reuse.replaced_inside, taken)
+
+
+def _compare(
+    old: str | None, new: str | None, read: Callable[[str], bytes]
+) -> tuple[str, str] | None:
+    if old is None or new is None:
+        return None
+    try:
+        return compare_manifests(json.loads(read(old)), json.loads(read(new)))
+    except (ChelateError, ValueError):
+        return None
+
+
+def _nothing(gateway: LocalGateway, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Why every task of a dispatch runs."""
+    if options.get("reuse_from"):
+        trouble = parent_trouble(gateway.store, options) or "it could not be read"
+        return "PARENT_DAMAGED", f"the earlier dispatch cannot be compared with: {trouble}"
+    if options.get("reuse_child"):
+        return "NEW_TASK", "the earlier dispatch has no such sub-workflow left to compare with"
+    return "REUSE_OFF", "reuse was not asked for"
 
 
 def _notes(gateway: LocalGateway, graph: Graph, reuse: Reuse | None) -> list[str]:

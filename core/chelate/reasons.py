@@ -49,6 +49,10 @@ class Decision:
     origin: tuple[str, int] | None = None
 
 
+def _none_inside(child_id: str | None) -> frozenset[str]:
+    return frozenset()
+
+
 @dataclass(slots=True)
 class Reasons:
     """Compares a graph with the one it reuses from.
@@ -59,7 +63,9 @@ class Reasons:
         replaced: task names replaced in this very dispatch.
         compare: tells why two functions differ, from their stored manifests.
         text: short text of a stored value, given parameter name and digest.
+        replaced_inside: which replaced tasks a sub-dispatch of the parent calls.
         taken: parent nodes that have been taken over.
+        nothing: code and sentence of every node when nothing is reused.
     """
 
     graph: Graph
@@ -67,9 +73,12 @@ class Reasons:
     replaced: frozenset[str]
     compare: Compare
     text: Text
+    replaced_inside: Callable[[str | None], frozenset[str]] = _none_inside
     taken: frozenset[int] = frozenset()
+    nothing: tuple[str, str] = ("REUSE_OFF", "reuse was not asked for")
     _places: dict[int, tuple[str, int]] = field(init=False)
     _free: dict[str, list[int]] = field(init=False)
+    _results: dict[str, set[str]] = field(default_factory=dict)
     _now: Tables = field(init=False)
     _before: Tables = field(init=False)
 
@@ -90,7 +99,7 @@ class Reasons:
     ) -> tuple[str, str]:
         """Why a node runs. ``code`` is what the decision itself recorded."""
         if self.index is None:
-            return "REUSE_OFF", "reuse was not asked for"
+            return self.nothing
         if code in ("OPTED_OUT", "AUDIT", "AUDIT_SAME", "AUDIT_DIFFERENT"):
             return code, _SENTENCES[code]
         old = self._counterpart(self._places[node.id])
@@ -124,9 +133,10 @@ class Reasons:
         assert self.index is not None
         now, before = self.graph.functions[node.function], self.index.graph.functions[old.function]
         if _same_code(before, now):
-            if node.kind == Kind.SUBLATTICE and self.replaced:
-                names = ", ".join(sorted(self.replaced))
-                return "REPLACED", f"{names} is replaced, and may be called inside"
+            record = self.index.records.get(old.id)
+            names = self.replaced_inside(None if record is None else record.child_id)
+            if names:
+                return "REPLACED", f"{', '.join(sorted(names))} is replaced, and is called inside"
             return None
         if node.name in self.replaced:
             return "REPLACED", f"{node.name} was replaced by {now.name}()"
@@ -232,9 +242,20 @@ class Reasons:
             if Counter(map(value_print, found)) != Counter(map(value_print, old[source])):
                 if any(ref.fingerprint is None for ref in found):
                     return _unstable(name, source)
+                if self._earlier_results(source).issuperset(map(value_print, found)):
+                    return "ARGUMENT", f"argument {name} comes from another call of {source}()"
                 text = f"argument {name} changed: result of {source}() has another value"
                 return "UPSTREAM", text
         return "ARGUMENT", f"argument {name} is put together differently"
+
+    def _earlier_results(self, source: str) -> set[str]:
+        assert self.index is not None
+        if not self._results:
+            for (name, _), candidate in self.index.by_place.items():
+                if candidate.record.output is not None:
+                    found = self._results.setdefault(name, set())
+                    found.add(value_print(candidate.record.output))
+        return self._results.get(source, set())
 
 
 def _unstable(name: str, source: str) -> tuple[str, str]:

@@ -105,9 +105,7 @@ def campaign(folder: Path, kills: int, seed: int) -> None:
         for index, line in enumerate(lines)
         if line.startswith("start")
         for task in [(line.split()[1], int(line.split()[2]), 0)]
-        if any(
-            (task[0], task[1]) == (d, n) and index >= at for (d, n, _), at in seen.items()
-        )
+        if any((task[0], task[1]) == (d, n) and index >= at for (d, n, _), at in seen.items())
     }
     assert not later & nodes, f"completed tasks ran again: {later}"
     assert max(ended.values()) == 1, "one attempt ran twice"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import pairwise
 
 import chelate as ct
 
@@ -41,7 +42,7 @@ def inner(ledger: str, number: int) -> int:
 @ct.lattice
 def flow(ledger: str, width: int) -> int:
     first = [step(ledger, number) for number in range(width)]
-    second = [step(ledger, 1, one, other) for one, other in zip(first, first[1:], strict=False)]
+    second = [step(ledger, 1, one, other) for one, other in pairwise(first)]
     nested = [inner(ledger, 5) for _ in range(3)]
     return step(ledger, 0, *second, *nested)
 
@@ -55,8 +56,9 @@ if __name__ == "__main__":
     ct.configure(home=home, poll_interval=0.05, synchronous="normal")
     if command == "dispatch":
         dispatch_id = ct.dispatch(flow)(argument, 24)
-        print(dispatch_id, flush=True)
+        sys.stdout.write(f"{dispatch_id}\n")
+        sys.stdout.flush()
     else:
         dispatch_id = argument
     result = ct.get_result(dispatch_id, wait=True)
-    print(result.status, result.result, flush=True)
+    sys.stdout.write(f"{result.status} {result.result}\n")

@@ -77,7 +77,9 @@ def test_exit_does_not_wait_when_told_so_and_the_next_process_goes_on(home, tmp_
     )
     assert time.monotonic() - begin < 14
     assert errors == ""
-    body = f"ct.cancel({output.strip()!r}, wait=True); print(ct.get_result({output.strip()!r}).status)"
+    body = (
+        f"ct.cancel({output.strip()!r}, wait=True); print(ct.get_result({output.strip()!r}).status)"
+    )
     assert run(home, body)[0].strip() == "CANCELLED"
 
 

@@ -70,7 +70,7 @@ def test_adopted_jobs_count_against_the_limit(bench):
     assert set(backend.starts.values()) == {1}
 
 
-# -- lost answers -----------------------------------------------------------------------------------
+# -- lost answers ---------------------------------------------------------------------------------
 
 
 def test_a_lost_answer_is_looked_up_and_nothing_runs_twice(bench):
@@ -192,7 +192,7 @@ def test_run_that_hangs_is_given_up_and_looked_up(bench):
     assert list(backend.starts.values()) == [1]
 
 
-# -- absent is not done -----------------------------------------------------------------------------
+# -- absent is not done ---------------------------------------------------------------------------
 
 
 def test_a_job_that_stays_absent_is_lost_and_tried_again(bench):
@@ -251,7 +251,7 @@ def test_a_short_job_does_not_wait_for_the_interval_of_a_long_one(bench):
     backend.end()
 
 
-# -- cancelling -------------------------------------------------------------------------------------
+# -- cancelling -----------------------------------------------------------------------------------
 
 
 def test_a_running_job_is_cancelled_when_it_is_gone(bench):
@@ -356,7 +356,7 @@ def test_cancel_of_some_tasks_waits_for_them(bench):
     assert kernel.wait(dispatch_id).status is Status.CANCELLED
 
 
-# -- plugins that misbehave -------------------------------------------------------------------------
+# -- plugins that misbehave -----------------------------------------------------------------------
 
 
 def test_a_plugin_that_blocks_delays_nobody_else(bench):
@@ -414,7 +414,9 @@ RUN_FAULTS = {
         "not plain JSON",
     ),
     "huge": (
-        yielding(lambda job: Accepted(job.key, JobHandle(job.key, "fake", "1", {"x": "y" * 10**6}))),
+        yielding(
+            lambda job: Accepted(job.key, JobHandle(job.key, "fake", "1", {"x": "y" * 10**6}))
+        ),
         "KiB",
     ),
     "number as id": (
@@ -436,7 +438,9 @@ def test_a_run_that_breaks_the_contract_is_named(bench, fault):
     assert kernel.run(chain(2)).status is Status.COMPLETED
 
 
-@pytest.mark.parametrize("field", ["ok", "payload", "reason", "error", "stdout", "usage", "ended_at"])
+@pytest.mark.parametrize(
+    "field", ["ok", "payload", "reason", "error", "stdout", "usage", "ended_at"]
+)
 def test_an_outcome_that_breaks_the_contract_fails_its_task_alone(bench, field):
     def finish(key, node):
         outcome = Outcome(key, node == 1, b"v", error=None)
@@ -632,7 +636,7 @@ def test_observers_are_told_and_may_fail(bench):
     assert ("cancel", None) in told
 
 
-# -- retries and limits of time -----------------------------------------------------------------------
+# -- retries and limits of time -------------------------------------------------------------------
 
 
 def test_retries_end_with_the_last_words(bench):

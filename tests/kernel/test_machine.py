@@ -127,7 +127,7 @@ def test_capacity_is_respected():
 
 def test_an_impossible_event_is_a_defect_with_a_story():
     machine = started(chain(2))
-    with pytest.raises(MachineError, match="node 1 .* WAITING"):
+    with pytest.raises(MachineError, match=r"node 1 .* WAITING"):
         machine.handle([ev.Ended(1, 0, True)], NOW)
     with pytest.raises(MachineError, match="99"):
         machine.handle([done(99)], NOW)

@@ -91,6 +91,8 @@ def _after(programs: dict[str, Any], ids: dict[str, str]) -> dict[str, Any]:
             outcome["rows"] = _explained(outcome["id"])
             if result.status == "COMPLETED":
                 outcome["result"] = _shown(result.result)
+            if result.status != "COMPLETED":
+                continue
             if hasattr(module, "RESULT"):
                 outcome["expected"] = _shown(module.RESULT)
             else:

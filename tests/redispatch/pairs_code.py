@@ -142,7 +142,7 @@ CODE = [
          [("x + 1", "1 + x")], "f SAME"),
     pair("version_changed", "@ct.electron(version='1')\ndef f(x):\n    return x + 1\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
          [("version='1'", "version='2'")], "f VERSION version changed: 1 → 2"),
-    pair("depends_on_function", "def table():\n    return 1\n@ct.electron(depends_on=[table])\ndef f(x):\n    return globals()['tab' + 'le']() + x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
+    pair("depends_on_function", "def table():\n    return 1\n@ct.electron(depends_on=[table])\ndef f(x):\n    return getattr(__import__('depends_on_function.main').main, 'tab' + 'le')() + x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
          [("return 1", "return 2")], "f DEPENDS_ON dependency table changed"),
     pair("depends_on_file", "from pathlib import Path\nimport os\np = Path(os.environ['PAIRS_FOLDER'], 'depends.txt')\np.write_text('one')\n@ct.electron(depends_on=[ct.File(str(p))])\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
          [("'one'", "'two'")], "f DEPENDS_ON depends.txt"),

@@ -218,7 +218,6 @@ def resume(as_json: Json = False) -> None:
     gateway = current()
     done: dict[str, DispatchRecord] = {}
     troubles: dict[str, str] = {}
-    gateway.engine.poke()
     with Progress(enabled=gateway.settings.progress) as progress:
         watch = progress.update if progress.active else None
         while left := unfinished_here(gateway, {*done, *troubles}):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 
 from chelate.contracts.store import DispatchFilter
-from chelate.embedding import unfinished
 from chelate.errors import DispatchNotFoundError, InvalidDispatchIdError, TaskNotFoundError
 from chelate.gateway import LocalGateway
 from chelate.graph import Graph
@@ -70,11 +69,11 @@ def find_task(whole: Graph, text: str) -> tuple[int, str]:
 
 def unfinished_here(gateway: LocalGateway, seen: set[str]) -> list[DispatchRecord]:
     """Dispatches, sub-workflows aside, that nobody else runs and that have not ended."""
-    records = {record.dispatch_id: record for record in unfinished(gateway)}
-    for dispatch_id in gateway.store.orphans():
-        records.setdefault(dispatch_id, gateway.record(dispatch_id))
+    # Orphans are listed before the kernel starts, which adopts them at a moment of its own.
+    found = [*gateway.store.orphans(), *gateway.engine.running()]
+    records = [gateway.record(dispatch_id) for dispatch_id in dict.fromkeys(found)]
     return [
         record
-        for record in records.values()
+        for record in records
         if record.parent_id is None and not record.held and record.dispatch_id not in seen
     ]

@@ -131,6 +131,7 @@ class BaseTrigger:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
+        _show_signature(cls)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -328,6 +329,16 @@ class BaseTrigger:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self.lattice_dispatch_id or 'no dispatch yet'}>"
+
+
+def _show_signature(cls: type[BaseTrigger]) -> None:
+    """Let help() and editors see the constructor and not ``__new__``."""
+    signature = inspect.signature(cls.__init__)
+    shown = signature.replace(parameters=list(signature.parameters.values())[1:])
+    cls.__signature__ = shown  # type: ignore[attr-defined]
+
+
+_show_signature(BaseTrigger)
 
 
 def _arguments(

@@ -215,12 +215,20 @@ def child_record(
     name = f"{parent.record.dispatch_id}:{node_id}:{attempt}"
     options: dict[str, Any] = {
         key: parent.record.options[key]
-        for key in ("defaults", "replacements", "replacement_prints", "python", "audit")
+        for key in (
+            "defaults",
+            "replacements",
+            "replacement_prints",
+            "replaced",
+            "python",
+            "audit",
+        )
         if key in parent.record.options
     }
     options["defaults"] = bundle.graph.metadata or options.get("defaults")
     if parent.reuse is not None:
         options["reuse_from"] = parent.reuse.child_of(node_id)
+        options["reuse_child"] = True
     record = DispatchRecord(
         dispatch_id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
         name=bundle.graph.name,

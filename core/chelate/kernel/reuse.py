@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from chelate.contracts.store import ResultStore
-from chelate.diff import ReuseIndex, Tables, Unstable, execution_keys, occurrences
-from chelate.digest import digest_bytes
+from chelate.diff import (
+    Candidate,
+    ReuseIndex,
+    Tables,
+    Unstable,
+    execution_keys,
+    occurrences,
+)
 from chelate.errors import ChelateError
 from chelate.graph import Graph, Kind
 from chelate.kernel import events as ev
 from chelate.model import DispatchRecord, NodeRecord, NodeStatus, ValueRef
 
-__all__ = ["Decided", "Reuse", "damaged_blobs", "nondeterminism_fact", "replaced_digest"]
+__all__ = ["Decided", "Reuse", "damaged_blobs", "nondeterminism_fact", "parent_trouble"]
 
 _LOG = logging.getLogger("chelate.reuse")
 _HASHED_AT_MOST = 16 << 20  # larger values are checked by presence and size alone
-
-
-def replaced_digest(options: Mapping[str, Any]) -> str | None:
-    """What the replacements of a dispatch are, as one digest; None without any."""
-    prints = options.get("replacement_prints")
-    if not prints:
-        return None
-    return digest_bytes(repr(sorted(prints.items())).encode())
 
 
 def damaged_blobs(store: ResultStore, digests: Iterable[str]) -> dict[str, str]:
@@ -35,8 +33,11 @@ def damaged_blobs(store: ResultStore, digests: Iterable[str]) -> dict[str, str]:
     wanted = set(digests)
     trouble = dict.fromkeys(store.missing_blobs(wanted), "RESULT_MISSING")
     present = wanted - trouble.keys()
-    fine = store.read_many(present).keys()
-    for digest in present - fine:
+    try:
+        unread = present - store.read_many(present).keys()
+    except ChelateError:  # one of them is damaged, and it is not said which
+        unread = present
+    for digest in unread:
         try:
             if store.size(digest) <= _HASHED_AT_MOST:
                 store.read(digest)
@@ -76,7 +77,8 @@ class Reuse:
     tables: Tables = field(init=False)
     places: dict[int, tuple[str, int]] = field(init=False)
     audits: dict[int, ValueRef] = field(default_factory=dict)
-    _dice: random.Random = field(default_factory=random.SystemRandom)
+    _names: dict[str, frozenset[str]] = field(default_factory=dict)
+    _swapped: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.graph)
@@ -96,26 +98,46 @@ class Reuse:
             _LOG.warning("Dispatch %s reuses nothing: %s", record.dispatch_id, error)
             return None
         index = ReuseIndex.of(
-            parent_id,
-            old,
-            records,
-            lambda digests: damaged_blobs(store, digests),
-            replaced_digest(parent.options),
+            parent_id, old, records, lambda digests: damaged_blobs(store, digests)
         )
-        return cls(store, record, graph, index, float(record.options.get("audit") or 0.0))
+        reuse = cls(store, record, graph, index, float(record.options.get("audit") or 0.0))
+        reuse._swapped = _differing(parent.options, record.options)
+        return reuse
 
     def resume(self, rows: Iterable[NodeRecord]) -> None:
-        """After a restart: what has been taken over is used up."""
-        origins = {candidate.origin: candidate for candidate in self.index.by_place.values()}
-        for row in rows:
-            if row.reused_from in origins:
-                self.index.use(origins[row.reused_from])
+        """After a restart: what has been taken over is used up, and audits go on."""
+        records = {row.node_id: row for row in rows}
+        for row in records.values():
+            origin = row.reused_from
+            if origin in self.index.by_origin:
+                self.index.use(self.index.by_origin[origin])
+        children = {
+            candidate.record.child_id: candidate for candidate in self.index.by_place.values()
+        }
+        for row in records.values():
+            if row.child_id is not None and row.reused_from is None:
+                compared = self.store.dispatch(row.child_id).options.get("reuse_from")
+                if compared is not None and compared in children:
+                    self.index.use(children[compared])
+            elif row.decision in ("RESULT_MISSING", "RESULT_DAMAGED") or (
+                row.decision or ""
+            ).startswith("AUDIT"):
+                decided = self.look(row.node_id, lambda i: _output(records, i))
+                if row.decision == "AUDIT" and decided.output is not None:
+                    self.audits[row.node_id] = decided.output
 
     def child_of(self, node_id: int) -> str | None:
-        """The sub-dispatch of the parent's node that stands where this one stands."""
-        old = self.index.nodes.get(self.places[node_id])
-        row = None if old is None else self.index.records.get(old)
-        return None if row is None else row.child_id
+        """The parent's sub-dispatch that this node's is to be compared with, and uses up."""
+        name, occurrence = self.places[node_id]
+        index = self.index
+        own = index.nodes.get((name, occurrence))
+        same = [own, *(i for (other, _), i in index.nodes.items() if other == name)]
+        for old in same:
+            row = None if old is None or old in index.used else index.records.get(old)
+            if old is not None and row is not None and row.child_id is not None:
+                index.used.add(old)
+                return row.child_id
+        return None
 
     def decide(self, node_ids: Iterable[int], records: Mapping[int, NodeRecord]) -> list[ev.Reused]:
         """Nodes that just became ready, in order; those that need no run."""
@@ -123,17 +145,26 @@ class Reuse:
         for node_id in node_ids:
             decided = self.look(node_id, lambda i: _output(records, i))
             if decided.output is not None and decided.origin is not None:
-                if self.audit and self._dice.random() < self.audit:
+                if self.audit and self._drawn(node_id):
                     self.audits[node_id] = decided.output
                     records[node_id].decision = "AUDIT"
                     continue
-                reused.append(ev.Reused(node_id, decided.output, decided.origin, decided.child_id))
+                reused.append(
+                    ev.Reused(node_id, decided.output, decided.origin, decided.child_id)
+                )
             elif decided.code:
                 records[node_id].decision = decided.code
         return reused
 
-    def look(self, node_id: int, output: Any) -> Decided:
-        """Decide one node whose inputs are known, and use its candidate up."""
+    def _drawn(self, node_id: int) -> bool:
+        """Whether a node is audited; the same for a dispatch and node after a restart."""
+        return random.Random(f"{self.record.dispatch_id}:{node_id}").random() < self.audit
+
+    def look(self, node_id: int, output: Callable[[int], ValueRef]) -> Decided:
+        """Decide one node whose inputs are known, and use its candidate up.
+
+        ``output`` may raise :class:`~chelate.diff.Unstable` for a result that nobody can compare.
+        """
         node = self.tables.graph.nodes[node_id]
         policy = self.graph.policies[node.policy]
         name, occurrence = self.places[node_id]
@@ -145,19 +176,39 @@ class Reuse:
                 candidate = None
         else:
             try:
-                keys = execution_keys(
-                    node, self.tables, output, replaced_digest(self.record.options)
-                )
+                keys = execution_keys(node, self.tables, output)
             except Unstable:
                 return Decided(node_id, code="UNSTABLE_ARGUMENT")
             candidate = self.index.match(name, occurrence, keys)
-        if candidate is None:
+        if candidate is None or self.replaced_inside(candidate.record.child_id):
             return Decided(node_id)
         self.index.use(candidate)
         if candidate.damage:
             return Decided(node_id, code=candidate.damage)
         row = candidate.record
         return Decided(node_id, candidate.origin, row.output, row.child_id)
+
+    def replaced_inside(self, child_id: str | None) -> frozenset[str]:
+        """Tasks called in a sub-workflow that this dispatch and its parent replace otherwise."""
+        if not self._swapped or child_id is None:
+            return frozenset()
+        return self._swapped & self._names_below(child_id)
+
+    def _names_below(self, dispatch_id: str) -> frozenset[str]:
+        known = self._names.get(dispatch_id)
+        if known is None:
+            try:
+                graph = Graph.from_json(self.store.read(self.store.dispatch(dispatch_id).graph or ""))
+                rows = self.store.nodes(dispatch_id)
+            except ChelateError as error:
+                _LOG.warning("Sub-workflow %s is built again: %s", dispatch_id, error)
+                return self._swapped
+            known = frozenset(node.name for node in graph.tasks())
+            for row in rows:
+                if row.child_id is not None:
+                    known |= self._names_below(row.child_id)
+            self._names[dispatch_id] = known
+        return known
 
     def audited(self, record: NodeRecord) -> None:
         """Compare a node that ran only for that; a difference is kept for good."""
@@ -181,6 +232,26 @@ def _same_value(first: ValueRef, second: ValueRef) -> bool:
 
 
 def _output(records: Mapping[int, NodeRecord], node_id: int) -> ValueRef:
-    output = records[node_id].output
+    record = records[node_id]
+    output = record.output
     assert output is not None
+    if output.fingerprint is None and record.reused_from is None:
+        raise Unstable("")
     return output
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> frozenset[str]:
+    """Names of tasks that two dispatches replace by different things."""
+    before, after = old.get("replacement_prints") or {}, new.get("replacement_prints") or {}
+    return frozenset(
+        name for name in {*before, *after} if before.get(name) != after.get(name)
+    )
+
+
+def parent_trouble(store: ResultStore, options: Mapping[str, Any]) -> str | None:
+    """Why nothing can be taken over although that was asked for; None when nothing is wrong."""
+    try:
+        Graph.from_json(store.read(store.dispatch(options["reuse_from"]).graph or ""))
+    except ChelateError as error:
+        return str(error)
+    return None

@@ -116,20 +116,19 @@ class DirTrigger(BaseTrigger):
 
     # -- looking --------------------------------------------------------------------------------
 
-    def _place(self) -> tuple[str, str | None]:
+    def _place(self, cursor: Any) -> tuple[str, str | None]:
         """The directory to watch, and the one name in it that matters, if any.
 
         A file is watched through its directory, since editors replace files.
         """
         path = Path(os.path.realpath(self.dir_path))
-        if path.is_dir() or not path.parent.is_dir():
-            return str(path), None
-        return str(path.parent), path.name
+        single = path.is_file() if cursor is None else cursor["single"]
+        return (str(path.parent), path.name) if single else (str(path), None)
 
     def check(self, cursor: Any, now: float) -> Check:
-        """``cursor`` is ``{"tree", "count", "seq"}``: what is known and counted."""
+        """``cursor`` is ``{"root", "single", "tree", "count", "seq"}``: what is known and counted."""
         with self._guard:
-            root, only = self._place()
+            root, only = self._place(cursor)
             inode = Path(root).stat().st_ino
             same = self._tree is not None and cursor is not None and cursor["seq"] == self._seq
             if not same or self._inode != inode or (cursor and cursor["root"] != root):
@@ -151,8 +150,8 @@ class DirTrigger(BaseTrigger):
             self._seq += 1
             self._touched = False
             tree = {path: list(item) for path, item in (self._tree or {}).items()}
-            state = {"root": root, "tree": tree, "count": self.n_changes, "seq": self._seq}
-            return Check(fires, state, due)
+            state = {"root": root, "single": only is not None, "tree": tree}
+            return Check(fires, {**state, "count": self.n_changes, "seq": self._seq}, due)
 
     def _watch(self, root: str) -> None:
         self.attach_methods_to_handler()
@@ -199,10 +198,11 @@ class DirTrigger(BaseTrigger):
                 return None
             del tree[path]
         elif name == "moved":
-            if known is None and moved in tree:
+            there = entry(f"{root}/{moved}", known[3] if known else SEEN)
+            if known is None and moved in tree and tree[moved][:3] == there[:3]:
                 return None
             tree.pop(path, None)
-            tree[moved] = entry(f"{root}/{moved}", known[3] if known else SEEN)
+            tree[moved] = there
         elif name == "modified":
             if known is None or not now[0] or (known[3] != NEW and known[:3] == now[:3]):
                 return None
