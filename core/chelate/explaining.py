@@ -168,11 +168,12 @@ def plan_dispatch(
     needs = graph.dependencies()
     ordered = all(parent < node_id for node_id, found in needs.items() for parent in found)
     for node_id in needs if ordered else graph.order():
-        if any(parent not in outputs for parent in needs[node_id]):
-            decided[node_id] = ("OPEN", None, None)
-            continue
         if reuse is None:
             decided[node_id] = ("RUN", None, None)
+            continue
+        opted_out = graph.policies[graph.nodes[node_id].policy].reuse is False
+        if not opted_out and any(parent not in outputs for parent in needs[node_id]):
+            decided[node_id] = ("OPEN", None, None)
             continue
         look = reuse.look(node_id, outputs.__getitem__)
         if look.output is not None:

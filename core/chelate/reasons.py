@@ -25,6 +25,7 @@ Text = Callable[[str, str], str]
 
 _SENTENCES = {
     "OPTED_OUT": "reuse=False: it always runs",
+    "PARENT_UNFINISHED": "it had not completed in the earlier dispatch",
     "RESULT_MISSING": "its stored result is gone",
     "RESULT_DAMAGED": "its stored result is damaged",
     "AUDIT": "an equal one had completed; it runs again to be compared",
@@ -32,6 +33,9 @@ _SENTENCES = {
     "AUDIT_DIFFERENT": "an equal one had completed; it ran again and gave another value, so the "
     "task is nondeterministic",
 }
+
+
+_RECORDED = ("OPTED_OUT", "PARENT_UNFINISHED", "AUDIT", "AUDIT_SAME", "AUDIT_DIFFERENT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Reasons:
         """Why a node runs. ``code`` is what the decision itself recorded."""
         if self.index is None:
             return self.nothing
-        if code in ("OPTED_OUT", "AUDIT", "AUDIT_SAME", "AUDIT_DIFFERENT"):
+        if code in _RECORDED:
             return code, _SENTENCES[code]
         old = self._counterpart(self._places[node.id])
         if old is None:
@@ -295,7 +299,7 @@ def _function(graph: Graph, node: Node) -> Function:
 
 def _parent_reason(record: NodeRecord | None) -> tuple[str, str] | None:
     if record is None or record.status not in _ENDED:
-        return "PARENT_UNFINISHED", "it had not completed in the earlier dispatch"
+        return "PARENT_UNFINISHED", _SENTENCES["PARENT_UNFINISHED"]
     if record.status is NodeStatus.FAILED:
         return "PARENT_FAILED", "it had failed in the earlier dispatch"
     if record.status is NodeStatus.SKIPPED:

@@ -20,7 +20,7 @@ from chelate.diff import (
 from chelate.errors import ChelateError
 from chelate.graph import Graph, Kind
 from chelate.kernel import events as ev
-from chelate.model import DispatchRecord, NodeRecord, NodeStatus, ValueRef
+from chelate.model import FINAL, DispatchRecord, NodeRecord, NodeStatus, ValueRef
 
 __all__ = ["Decided", "Reuse", "damaged_blobs", "nondeterminism_fact", "parent_trouble"]
 
@@ -180,13 +180,23 @@ class Reuse:
             except Unstable:
                 return Decided(node_id, code="UNSTABLE_ARGUMENT")
             candidate = self.index.match(name, occurrence, keys)
-        if candidate is None or self.replaced_inside(candidate.record.child_id):
+        if candidate is None:
+            return Decided(node_id, code=self._unfinished(name, occurrence))
+        if self.replaced_inside(candidate.record.child_id):
             return Decided(node_id)
         self.index.use(candidate)
         if candidate.damage:
             return Decided(node_id, code=candidate.damage)
         row = candidate.record
         return Decided(node_id, candidate.origin, row.output, row.child_id)
+
+    def _unfinished(self, name: str, occurrence: int) -> str | None:
+        """PARENT_UNFINISHED when the parent had not got there yet; later nobody could tell."""
+        old = self.index.nodes.get((name, occurrence))
+        if old is None:
+            return None
+        row = self.index.records.get(old)
+        return None if row is not None and row.status in FINAL else "PARENT_UNFINISHED"
 
     def replaced_inside(self, child_id: str | None) -> frozenset[str]:
         """Tasks called in a sub-workflow that this dispatch and its parent replace otherwise."""
@@ -212,8 +222,10 @@ class Reuse:
 
     def audited(self, record: NodeRecord) -> None:
         """Compare a node that ran only for that; a difference is kept for good."""
+        if record.status is not NodeStatus.COMPLETED:
+            return
         expected = self.audits.pop(record.node_id, None)
-        if expected is None or record.status is not NodeStatus.COMPLETED:
+        if expected is None:
             return
         got = record.output
         if got is not None and _same_value(expected, got):
