@@ -127,9 +127,7 @@ def explain(dispatch_id: str, dispatcher_addr: str | None = None) -> Explanation
     graph = gateway.graph(record)
     rows = gateway.nodes(record.dispatch_id)
     reuse = Reuse.of(gateway.store, record, graph)
-    outputs = {
-        node.id: node.value for node in graph.nodes if node.value is not None
-    }
+    outputs = {node.id: node.value for node in graph.nodes if node.value is not None}
     outputs.update({i: row.output for i, row in rows.items() if row.output is not None})
     taken = frozenset[int]()
     if reuse is not None:

@@ -36,6 +36,7 @@ __all__ = ["LocalGateway", "check_dispatch_id"]
 
 _FIRST_LOOK = 0.02
 _SLOWEST_LOOK = 0.5
+_ORPHAN_LOOK = 1.0
 
 
 def check_dispatch_id(dispatch_id: object) -> str:
@@ -286,21 +287,22 @@ class LocalGateway:
         if record.status.final:
             return record
         deadline = None if timeout is None else time.monotonic() + timeout
-        engine = self.engine
-        engine.poke()
-        pause = _FIRST_LOOK
+        pause, look = _FIRST_LOOK, 0.0
         while True:
             left = None if deadline is None else deadline - time.monotonic()
             step = 0.2 if watch is not None else None
             if left is not None:
                 step = max(0.0, left if step is None else min(step, left))
-            ours = engine.wait(record.dispatch_id, step)
-            if engine.stopped and not ours:
+            ours = None if self._engine is None else self._engine.wait(record.dispatch_id, step)
+            if self._engine is not None and self._engine.stopped and not ours:
                 raise ResultNotReadyError(
                     f"The kernel of this process was shut down while dispatch {record.dispatch_id} "
                     "was waited for; the next kernel on this home takes the dispatch up again."
                 )
             if ours is None:
+                if time.monotonic() >= look:
+                    look = time.monotonic() + _ORPHAN_LOOK
+                    self._take_over(record.dispatch_id)
                 time.sleep(pause if left is None else max(0.0, min(pause, left)))
                 pause = min(pause * 1.5, _SLOWEST_LOOK)
             record = self.store.dispatch(record.dispatch_id)
@@ -313,10 +315,18 @@ class LocalGateway:
                     f"Dispatch {record.dispatch_id} is still {record.status} after {timeout:g} s."
                 )
 
+    def _take_over(self, dispatch_id: str) -> None:
+        """Start a kernel here if nobody's kernel runs the dispatch; else leave it to its owner."""
+        if self._engine is not None or dispatch_id in self.store.orphans():
+            self.engine.poke()
+
     def wait_tasks(self, dispatch_id: str, node_ids: Sequence[int]) -> None:
         """Wait until these tasks have ended, whichever process runs them."""
-        pause = _FIRST_LOOK
+        pause, look = _FIRST_LOOK, 0.0
         while not self.record(dispatch_id).status.final:
+            if time.monotonic() >= look:
+                look = time.monotonic() + _ORPHAN_LOOK
+                self._take_over(dispatch_id)
             rows = self.nodes(dispatch_id, node_ids)
             if sum(row.status in FINAL for row in rows.values()) == len(set(node_ids)):
                 return
@@ -338,7 +348,7 @@ class LocalGateway:
             self.store.request_cancel(record.dispatch_id, None)
             if record.held:
                 self.store.release_hold(record.dispatch_id)
-            self.engine.poke()
+            self._take_over(record.dispatch_id)
             self.plugins.hooks.cancel_requested(record.dispatch_id, None)
             return CancelAnswer(record, (), ())
         graph = self.graph(record)
@@ -350,7 +360,7 @@ class LocalGateway:
             below = graph.descendants(live)
             every = sorted({*live, *below})
             self.store.request_cancel(record.dispatch_id, every)
-            self.engine.poke()
+            self._take_over(record.dispatch_id)
             self.plugins.hooks.cancel_requested(record.dispatch_id, every)
         return CancelAnswer(record, tuple(live), tuple(over))
 

@@ -98,9 +98,7 @@ class Reasons:
             if node_id not in self.taken:
                 free.append(node_id)
 
-    def run(
-        self, node: Node, code: str | None, outputs: Mapping[int, ValueRef]
-    ) -> tuple[str, str]:
+    def run(self, node: Node, code: str | None, outputs: Mapping[int, ValueRef]) -> tuple[str, str]:
         """Why a node runs. ``code`` is what the decision itself recorded."""
         if self.index is None:
             return self.nothing

@@ -168,7 +168,7 @@ class Runner:
         except Terminated as error:
             return {"ok": False, "reason": "TERMINATED", "error": _text(error)}, b"", b""
         except BaseException as error:  # SystemExit and the like end the task, not the worker
-            return _user_failure(error, stage, name)
+            return _user_failure(error, stage, name, call.get("python"))
 
     def _function(self, digest: str) -> Any:
         try:
@@ -415,9 +415,19 @@ def _text(error: BaseException) -> str:
     return text
 
 
-def _user_failure(error: BaseException, stage: str, name: str) -> Result:
+def _user_failure(error: BaseException, stage: str, name: str, made: str | None) -> Result:
     reason = "USER_ERROR"
     text = _text(error)
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    stored = ".".join((made or here).split(".")[:2])
+    if stage == "prepare" and stored != here:
+        reason = "ENV_MISMATCH"
+        text = (
+            f"Task {name!r} was stored by Python {stored}, and this worker runs Python {here}, "
+            f"which could not load it. Point the executor at a Python {stored}, or dispatch the "
+            f"workflow again from its source with reuse_from=.\n{text}"
+        )
+        return {"ok": False, "reason": reason, "error": text}, b"", _exception(error)
     if stage == "prepare":
         what = f"The function or an input of task {name!r} could not be loaded."
         if isinstance(error, ImportError):

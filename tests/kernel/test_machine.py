@@ -557,3 +557,17 @@ def test_any_graph_completes_when_every_task_does(graph, random):
         random.shuffle(flying)
         machine.handle([done(flying.pop())], NOW)
     assert machine.status is Status.COMPLETED
+
+
+def test_a_cancel_recorded_while_nobody_owned_the_dispatch_is_acted_on() -> None:
+    machine = machine_of(chain(3))
+    row = NodeRecord(0, S.RUNNING, attempt=1, key="k", executor="local", handle={"key": "k"})
+    row.cancel_requested = True
+    machine.resume([row], 1.0)
+    assert machine.records[0].status is S.CANCELLING
+    assert machine.records[0].cancel_requested
+    assert [machine.records[i].status for i in (1, 2)] == [S.CANCELLED, S.CANCELLED]
+    _, effects = machine.drain()
+    assert {type(effect) for effect in effects} == {ev.Watch, ev.CancelJob}
+    machine.handle([ev.Gone(0, 1, Reason.LOST, "gone", counted=False)], 2.0)
+    assert machine.status is Status.CANCELLED

@@ -16,15 +16,12 @@ HEAD = "import chelate as ct\n"
 REUSED = {"SAME", "SAME_VALUE", "ALWAYS"}
 UNDECIDED = {"NOT_REACHED", "OPEN"}
 
-Source = "str | dict[str, str]"
-
 
 @dataclass(frozen=True)
 class Pair:
     """``expected`` has one line per task in order of the nodes, ``name CODE words of the reason``;
     tasks inside a sub-workflow that was built again follow it as ``sub.name``. Operators and the
-    rebuilding of results need not be listed. ``plan`` is as ``expected`` where ``plan()`` is to be
-    compared with more than what happened.
+    rebuilding of results are not listed.
     """
 
     name: str
@@ -78,7 +75,6 @@ def run(
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("CHELATE_")},
         "CHELATE_HOME": str(folder / "home"),
-        "CHELATE_MAX_WORKERS": "2",
         "PYTHONPATH": str(CORE),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PAIRS_FOLDER": str(folder),

@@ -1,4 +1,5 @@
 # ruff: noqa: E501 - texts of programs
+# fmt: off
 """Edits of code: what a task reaches counts, and nothing else does."""
 
 from __future__ import annotations

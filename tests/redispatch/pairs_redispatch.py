@@ -1,4 +1,5 @@
 # ruff: noqa: E501 - texts of programs
+# fmt: off
 """``ct.redispatch``: other inputs, other tasks, parents in every state; and chains of them."""
 
 from __future__ import annotations

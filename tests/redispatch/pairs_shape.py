@@ -1,4 +1,5 @@
 # ruff: noqa: E501 - texts of programs
+# fmt: off
 """Edits of the workflow: calls that come, go, move and swap, and arguments put together anew."""
 
 from __future__ import annotations

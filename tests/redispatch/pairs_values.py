@@ -1,4 +1,5 @@
 # ruff: noqa: E501 - texts of programs
+# fmt: off
 """Arguments and results of many types: what is equal, what is not, and whose class changed."""
 
 from __future__ import annotations

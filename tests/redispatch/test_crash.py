@@ -11,7 +11,7 @@ from pathlib import Path
 
 import chelate as ct
 
-PROGRAM = '''
+PROGRAM = """
 import os, sys, time, uuid
 import chelate as ct
 
@@ -55,7 +55,7 @@ def main(phase, path, state):
         time.sleep(600)
 
 main(*sys.argv[1:])
-'''
+"""
 
 
 def test_killed_in_the_middle(home, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chelate import values
-from chelate.digest import digest_bytes
 from chelate.diff import ReuseIndex
+from chelate.digest import digest_bytes
 from chelate.graph import Function, Graph, Kind, Node
 from chelate.kernel import events as ev
 from chelate.kernel.machine import Machine

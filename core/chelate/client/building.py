@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,9 @@ from chelate.graph import Graph, Node
 __all__ = ["build_apart", "main"]
 
 
-def build_apart(store: Any, graph: Graph, blobs: Mapping[str, bytes], options: Any) -> tuple[Graph, dict[str, bytes]]:
+def build_apart(
+    store: Any, graph: Graph, blobs: Mapping[str, bytes], options: Any
+) -> tuple[Graph, dict[str, bytes]]:
     """The graph that a build node would give, and its blobs. ``store`` reads stored values by digest.
 
     Raises:
@@ -45,7 +48,10 @@ def build_apart(store: Any, graph: Graph, blobs: Mapping[str, bytes], options: A
             data = blobs[digest] if digest in blobs else store.read(digest)
             (Path(folder) / digest).write_bytes(data)
         (Path(folder) / "request.json").write_text(json.dumps(request))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+        }
         done = subprocess.run(
             [sys.executable, "-m", "chelate.client.building", folder],
             env=environment,
@@ -56,10 +62,21 @@ def build_apart(store: Any, graph: Graph, blobs: Mapping[str, bytes], options: A
         result = Path(folder) / "bundle"
         if done.returncode or not result.exists():
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise BuildError(f"The stored workflow cannot be built here: {last[0]}")
+            here, made = _minor(platform.python_version()), _minor(options.get("python") or "")
+            hint = ""
+            if made and made != here:
+                hint = (
+                    f" It was stored by Python {made} and this is Python {here}; plan it there, or "
+                    "dispatch the workflow from its source with reuse_from=."
+                )
+            raise BuildError(f"The stored workflow cannot be built here: {last[0]}{hint}")
         built = Bundle.from_bytes(result.read_bytes())
     assert built.graph is not None
     return built.graph, built.blobs
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 def main(folder: str) -> None:

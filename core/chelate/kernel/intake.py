@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ class Intake:
                 node,
                 attempt,
                 False,
-                reason=Reason.RESULT_CORRUPT,
+                reason=_storing_failed(error),
                 error=f"The task ended, but its result could not be stored: {error}",
             )
 
@@ -86,3 +87,12 @@ class Intake:
         assert bundle.graph is not None
         self.created.append(LiveDispatch.of(child, bundle.graph, self.store))
         return ev.Built(node, attempt, child.dispatch_id)
+
+
+def _storing_failed(error: Exception) -> Reason:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Reason.DISK_FULL
+        cause = cause.__cause__
+    return Reason.RESULT_CORRUPT

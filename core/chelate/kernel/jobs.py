@@ -61,6 +61,7 @@ def make_job(
         "kwargs": node.kwargs,
         "values": values,
         "name": node.name,
+        "python": dispatch.options.get("python"),
     }
     if taken_apart:
         call["parts"] = True

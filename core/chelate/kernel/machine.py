@@ -76,6 +76,20 @@ class Machine(Ledger):
         for record in list(self.records.values()):
             self._resume_one(record)
         self.start()
+        self._cancel_asked_meanwhile()
+
+    def _cancel_asked_meanwhile(self) -> None:
+        """Act on cancels that were recorded while no kernel owned the dispatch."""
+        asked = [
+            record
+            for record in self.records.values()
+            if record.cancel_requested
+            and record.status not in FINAL
+            and record.status is not S.CANCELLING
+        ]
+        for record in asked:
+            record.cancel_requested = False
+        self._cancel(ev.Cancel(tuple(record.node_id for record in asked)))
 
     def _resume_one(self, record: NodeRecord) -> None:
         node_id, status = record.node_id, record.status

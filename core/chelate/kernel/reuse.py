@@ -10,7 +10,6 @@ from typing import Any
 
 from chelate.contracts.store import ResultStore
 from chelate.diff import (
-    Candidate,
     ReuseIndex,
     Tables,
     Unstable,
@@ -149,9 +148,7 @@ class Reuse:
                     self.audits[node_id] = decided.output
                     records[node_id].decision = "AUDIT"
                     continue
-                reused.append(
-                    ev.Reused(node_id, decided.output, decided.origin, decided.child_id)
-                )
+                reused.append(ev.Reused(node_id, decided.output, decided.origin, decided.child_id))
             elif decided.code:
                 records[node_id].decision = decided.code
         return reused
@@ -208,7 +205,9 @@ class Reuse:
         known = self._names.get(dispatch_id)
         if known is None:
             try:
-                graph = Graph.from_json(self.store.read(self.store.dispatch(dispatch_id).graph or ""))
+                graph = Graph.from_json(
+                    self.store.read(self.store.dispatch(dispatch_id).graph or "")
+                )
                 rows = self.store.nodes(dispatch_id)
             except ChelateError as error:
                 _LOG.warning("Sub-workflow %s is built again: %s", dispatch_id, error)
@@ -255,9 +254,7 @@ def _output(records: Mapping[int, NodeRecord], node_id: int) -> ValueRef:
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> frozenset[str]:
     """Names of tasks that two dispatches replace by different things."""
     before, after = old.get("replacement_prints") or {}, new.get("replacement_prints") or {}
-    return frozenset(
-        name for name in {*before, *after} if before.get(name) != after.get(name)
-    )
+    return frozenset(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 def parent_trouble(store: ResultStore, options: Mapping[str, Any]) -> str | None:

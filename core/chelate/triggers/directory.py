@@ -129,7 +129,11 @@ class DirTrigger(BaseTrigger):
         """``cursor`` is ``{"root", "single", "tree", "count", "seq"}``: what is known and counted."""
         with self._guard:
             root, only = self._place(cursor)
-            inode = Path(root).stat().st_ino
+            try:
+                inode = Path(root).stat().st_ino
+            except OSError:
+                self.release()  # when it is back, it is another directory
+                raise
             same = self._tree is not None and cursor is not None and cursor["seq"] == self._seq
             if not same or self._inode != inode or (cursor and cursor["root"] != root):
                 self.release()
@@ -177,7 +181,10 @@ class DirTrigger(BaseTrigger):
             name, source, target = self._events.popleft()
             path = os.path.relpath(source, root)
             moved = os.path.relpath(target, root) if target else ""
-            if only is not None and only not in (path, moved):
+            if path == "." and name in ("deleted", "moved"):
+                self._inode = 0  # nothing comes from this watch any more: look anew
+                self.wake()
+            if path == "." or (only is not None and only not in (path, moved)):
                 continue
             counted = self._note(self._tree, name, root, path, moved)
             self._touched = True
@@ -204,7 +211,7 @@ class DirTrigger(BaseTrigger):
             tree.pop(path, None)
             tree[moved] = there
         elif name == "modified":
-            if known is None or not now[0] or (known[3] != NEW and known[:3] == now[:3]):
+            if known is None or (known[3] != NEW and known[:3] == now[:3]):
                 return None
             tree[path] = [*now[:3], WRITTEN]
         elif name == "closed":
