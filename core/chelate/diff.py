@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chelate import values
-from chelate.digest import digest_bytes
 from chelate.graph import Function, Graph, Kind, Node, Reference
 from chelate.model import NodeRecord, NodeStatus, ValueRef
 
@@ -40,8 +39,6 @@ __all__ = [
 ]
 
 Lookup = Callable[[int], ValueRef]
-_VERSION = "key1"
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _PATH = values.fingerprint("chelate path")
 _OBJECT = values.fingerprint("chelate object")
 
@@ -136,7 +133,10 @@ def argument_names(node: Node, function: Function | None) -> list[tuple[str, Ref
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The two execution keys of a node; ``ast`` is None where the source is not to be had."""
+    """The two execution keys of a node; ``ast`` is None where the source is not to be had.
+
+    They are texts to compare and live no longer than the decision, so nobody hashes them.
+    """
 
     ast: str | None
     code: str | None
@@ -194,14 +194,11 @@ def execution_keys(node: Node, tables: Tables, lookup: Lookup) -> Keys:
     else:
         ast, code = function.ast, function.code
 
-    text = _to_json(arguments)
-
-    def digest(flavour: str, body: str | None) -> str | None:
-        if body is None:
-            return None
-        return digest_bytes(f"{_VERSION} {node.kind} {flavour} {body} {text}".encode())
-
-    return Keys(digest("ast", ast), digest("code", code))
+    given = "".join([f" {len(name)} {name} {found}" for name, found in arguments])
+    return Keys(
+        None if ast is None else f"{node.kind} ast {ast}{given}",
+        None if code is None else f"{node.kind} code {code}{given}",
+    )
 
 
 def occurrences(graph: Graph) -> dict[int, tuple[str, int]]:

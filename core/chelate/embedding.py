@@ -91,6 +91,7 @@ def _leave() -> None:
     if gateway is None:
         return
     try:
+        gateway.rest_triggers()  # or there would be no end of what is waited for
         if gateway.settings.exit_wait and not gateway.detached:
             _wait_for_rest(gateway)
     except KeyboardInterrupt:

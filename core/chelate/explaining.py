@@ -1,4 +1,4 @@
-"""``ct.explain`` and ``plan()``: the decision and one reason for every node, for people and as data."""
+"""``ct.explain`` and ``plan()``: decision and one reason for every node, for people and as data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from chelate.client.codec import load_value
 from chelate.client.fingerprint.manifest import compare_manifests, shown
-from chelate.diff import ReuseIndex, occurrences
+from chelate.diff import occurrences
 from chelate.embedding import current
 from chelate.errors import ChelateError
 from chelate.gateway import LocalGateway
 from chelate.graph import Function, Graph, Kind
-from chelate.kernel.reuse import Reuse, nondeterminism_fact, parent_trouble
+from chelate.kernel.reuse import Reuse, collecting_later, nondeterminism_fact, parent_trouble
 from chelate.model import FINAL, DispatchRecord, NodeRecord, ValueRef
 from chelate.reasons import Decision, Reasons
 from chelate.values import File
@@ -124,6 +124,11 @@ def explain(dispatch_id: str, dispatcher_addr: str | None = None) -> Explanation
     """
     gateway = current()
     record = gateway.record(dispatch_id)
+    with collecting_later():
+        return _explain(gateway, record)
+
+
+def _explain(gateway: LocalGateway, record: DispatchRecord) -> Explanation:
     graph = gateway.graph(record)
     rows = gateway.nodes(record.dispatch_id)
     reuse = Reuse.of(gateway.store, record, graph)
@@ -157,6 +162,16 @@ def plan_dispatch(
     blobs: Mapping[str, bytes] | None = None,
 ) -> Explanation:
     """Decide as far as can be known without running anything."""
+    with collecting_later():
+        return _plan(gateway, graph, options, blobs)
+
+
+def _plan(
+    gateway: LocalGateway,
+    graph: Graph,
+    options: Mapping[str, Any],
+    blobs: Mapping[str, bytes] | None,
+) -> Explanation:
     record = DispatchRecord("plan", graph.name, options=dict(options))
     reuse = Reuse.of(gateway.store, record, graph)
     outputs: dict[int, ValueRef] = {
@@ -230,7 +245,6 @@ def _reasons(
     blobs: Mapping[str, bytes] | None = None,
 ) -> Reasons:
     store = gateway.store
-    index: ReuseIndex | None = None if reuse is None else reuse.index
 
     def read(digest: str) -> bytes:
         known = (blobs or {}).get(digest)

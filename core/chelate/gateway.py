@@ -118,9 +118,17 @@ class LocalGateway:
     def triggers(self) -> TriggerHost:
         """The triggers of the running kernel."""
         with self._lock:
-            self.engine.poke()
-            assert self._triggers is not None
+            engine = self.engine
+            if self._triggers is None:
+                self._triggers = self._host_triggers(engine)
             return self._triggers
+
+    def rest_triggers(self, timeout: float = 10.0) -> None:
+        """No trigger fires here any more; the next kernel on the store takes them up."""
+        with self._lock:
+            triggers, self._triggers = self._triggers, None
+        if triggers is not None:
+            triggers.stop(timeout)
 
     def _host_triggers(self, engine: Engine) -> TriggerHost:
         from chelate.kernel.trigger_host import TriggerHost
@@ -138,10 +146,7 @@ class LocalGateway:
 
     def close(self, timeout: float = 10.0) -> None:
         """Stop the kernel (remote jobs go on) and close the store."""
-        with self._lock:
-            triggers, self._triggers = self._triggers, None
-        if triggers is not None:
-            triggers.stop(timeout)  # first, since a fire would start the kernel again
+        self.rest_triggers(timeout)  # first, since a fire would start the kernel again
         with self._lock:
             engine, self._engine = self._engine, None
             store, self._store = self._store, None

@@ -34,6 +34,7 @@ class _Word(str, Enum):
     """A string constant that prints as its bare value on every supported Python."""
 
     __str__ = str.__str__
+    __hash__ = str.__hash__  # Enum's own is Python code, and these are keys on the hot path
 
     def __format__(self, spec: str) -> str:
         return str.__format__(self.value, spec)

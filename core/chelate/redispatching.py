@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from chelate.bundle import Bundle
-from chelate.client.codec import pickle_function, pickle_lattice, pickle_portable
+from chelate.client.codec import load_value, pickle_function, pickle_lattice, pickle_portable
 from chelate.client.electron import Electron
 from chelate.client.fingerprint import fingerprint_function
 from chelate.client.options import Options
@@ -81,7 +81,8 @@ class Redispatch:
         self._parent = gateway.record(dispatch_id)
         self._reuse = reuse
         self._audit = audit
-        self._graph = _stored_graph(gateway, self._parent)
+        self._own = gateway.graph(self._parent)
+        self._graph = _stored_graph(gateway, self._parent, self._own)
         self._replacements = {
             str(name): target if isinstance(target, Electron) else Electron(target)
             for name, target in (replace_electrons or {}).items()
@@ -105,7 +106,7 @@ class Redispatch:
         bundle, options = self._prepare(args, kwargs)
         graph = bundle.graph
         assert graph is not None
-        if graph.nodes and graph.nodes[0].kind == Kind.BUILD:
+        if _is_unbuilt(graph):
             from chelate.client.building import build_apart
 
             graph, built = build_apart(self._gateway.store, graph, bundle.blobs, options)
@@ -137,6 +138,11 @@ class Redispatch:
                 options["replacements"][name] = bundle.add(pickle_lattice(target))
             options["replacement_prints"][name] = function.ast or function.code
             swaps[name] = (target, function)
+        if not (args or kwargs) and _is_unbuilt(self._own):
+            bundle.graph = self._own  # it never got, or has not yet got, a graph for its inputs
+            return bundle, options
+        if not (args or kwargs) and _by_name(self._graph, swaps):
+            args, kwargs = load_value(self._gateway.store.read(parent.inputs or ""))
         if args or kwargs:
             self._check_inputs(args, kwargs)
             bundle.inputs = bundle.add(pickle_portable((args, kwargs), "The new input"))
@@ -196,13 +202,27 @@ class Redispatch:
                 parameters.bind(tuple(node.args), dict(node.kwargs), RedispatchError, who)
 
 
-def _stored_graph(gateway: LocalGateway, record: DispatchRecord) -> Graph:
-    graph = gateway.graph(record)
-    if graph.nodes and graph.nodes[0].kind == Kind.BUILD and record.redispatched_from:
+def _is_unbuilt(graph: Graph) -> bool:
+    return bool(graph.nodes) and graph.nodes[0].kind == Kind.BUILD
+
+
+def _by_name(graph: Graph, swaps: Mapping[str, tuple[Electron, Function]]) -> bool:
+    """Whether a replacement has the same parameters in another order. The graph does not say
+    which of them a call gave by name, so only building it again does."""
+    for node in graph.nodes:
+        if node.name in swaps and node.kind in (Kind.TASK, Kind.SUBLATTICE):
+            old = graph.functions[node.function].parameters[: len(node.args)]
+            new = swaps[node.name][1].parameters
+            if any(name in new and new.index(name) != place for place, name in enumerate(old)):
+                return True
+    return False
+
+
+def _stored_graph(gateway: LocalGateway, record: DispatchRecord, graph: Graph) -> Graph:
+    if _is_unbuilt(graph) and record.redispatched_from:
         # Its own graph has not been built yet (or could not be): what it came from has one.
         earlier = gateway.record(record.redispatched_from)
-        built = _stored_graph(gateway, earlier)
-        return built
+        return _stored_graph(gateway, earlier, gateway.graph(earlier))
     return graph
 
 

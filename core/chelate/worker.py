@@ -46,7 +46,10 @@ if TYPE_CHECKING:
     Header = dict[str, Any]
     Result = tuple[Header, bytes, bytes]
 
-__all__ = ["FILE", "FRAME", "GRAPH", "MARK", "NEWS", "OK", "RESULT", "Runner", "Server", "Terminated", "main", "read_slice", "use_code"]  # fmt: skip
+__all__ = [
+    "FILE", "FRAME", "GRAPH", "MARK", "NEWS", "OK", "RESULT", "Runner", "Server", "Terminated",
+    "main", "read_slice", "use_code",
+]  # fmt: skip
 
 FRAME = struct.Struct("<II")
 # body length, sequence, flags, started, ended, digest, and the lengths of the six parts
@@ -256,7 +259,6 @@ class Runner:
             return f"{whole or ''} {json.dumps(parts)}" if parts else whole
         except Exception:
             return None
-
 
     def _values(self) -> Any:
         if not self._looked:

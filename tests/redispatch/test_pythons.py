@@ -27,7 +27,7 @@ def _chain() -> list[tuple[str, str]]:
     return list(zip(PYTHONS, [*PYTHONS[1:], PYTHONS[0]], strict=True))
 
 
-@pytest.mark.parametrize("first, second", _chain())
+@pytest.mark.parametrize(("first", "second"), _chain())
 def test_some_pairs(first, second, tmp_path):
     outcomes = run(SMALL, tmp_path, first, second)
     for item in SMALL:
@@ -35,7 +35,7 @@ def test_some_pairs(first, second, tmp_path):
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("first, second", list(itertools.product(PYTHONS, PYTHONS)))
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(PYTHONS, PYTHONS)))
 def test_every_pair(first, second, tmp_path):
     outcomes = run(TABLE, tmp_path, first, second)
     for item in TABLE:

@@ -280,6 +280,21 @@ def test_replacements_that_cannot_be(noting, untouched):
     assert noting[1]() == 2
 
 
+def test_a_replacement_takes_named_arguments_by_name(home):
+    @ct.electron
+    def minus(a, b):
+        return a - b
+
+    @ct.lattice
+    def workflow(n):
+        return minus(n, 1) * 100 + minus(b=1, a=n)
+
+    first = ct.dispatch(workflow)(5)
+    assert finished(first).result == 404
+    again = ct.redispatch(first, {"minus": lambda b, a: a - b}, True)()
+    assert finished(again).result == -400 + 4
+
+
 def test_inputs_that_do_not_fit_fail_before_anything_runs(noting, untouched):
     dispatch_id = untouched(noting[2])
     again = ct.redispatch(dispatch_id, reuse_previous_results=True)
@@ -290,6 +305,8 @@ def test_inputs_that_do_not_fit_fail_before_anything_runs(noting, untouched):
     assert "too many positional arguments" in result.error
     assert noting[1]() == 2
     # It has no graph of its own; what it came from has one, and other inputs do fit.
+    once_more = ct.get_result(ct.redispatch(result.dispatch_id)(), wait=True, timeout=LONG)
+    assert "too many positional arguments" in once_more.error
     assert finished(ct.redispatch(result.dispatch_id)(1)).result == 3
 
 

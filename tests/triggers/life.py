@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import chelate as ct
 from tests.triggers.own import CountingTrigger
+
+import chelate as ct
 
 DIRECTORIES = TABLES = 7
 FILES = 4

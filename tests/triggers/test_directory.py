@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
@@ -73,8 +72,10 @@ def test_reading_is_no_event(ct: Any, watch: Watch, folder: Path) -> None:
 
 
 def test_a_burst_of_500_files_is_counted_exactly(ct: Any, watch: Watch, folder: Path) -> None:
-    single, tens, odd = watch("created"), watch("created", batch_size=10), watch(
-        "created", batch_size=7
+    single, tens, odd = (
+        watch("created"),
+        watch("created", batch_size=10),
+        watch("created", batch_size=7),
     )
     started = time.monotonic()
     for number in range(500):
@@ -224,7 +225,7 @@ def test_differences_of_two_scans(folder: Path) -> None:
     assert not list(differences(old, scan(str(folder), None, False)))
     (folder / "changed").write_text("x")
     (folder / "gone").unlink()
-    os.rename(folder / "moved", folder / "moved-away")
+    (folder / "moved").rename(folder / "moved-away")
     (folder / "void").touch()
     (folder / "sub").rmdir()
     found = sorted(differences(old, scan(str(folder), None, False)))
@@ -237,9 +238,7 @@ def test_differences_of_two_scans(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("mark", "events"), [(NEW, ["modified", "closed"]), (WRITTEN, ["closed"]), (CLOSED, [])]
 )
-def test_a_kernel_that_died_between_two_events(
-    folder: Path, mark: str, events: list[str]
-) -> None:
+def test_a_kernel_that_died_between_two_events(folder: Path, mark: str, events: list[str]) -> None:
     (folder / "file").write_text("x")
     new = scan(str(folder), None, False)
     old = {"file": [*new["file"][:3], mark] if mark != NEW else [new["file"][0], 0, 0, NEW]}

@@ -246,6 +246,17 @@ def test_two_kernels_fire_once(
     assert ct.list_triggers()[0].fires == 30
 
 
+def test_a_script_with_a_busy_trigger_ends(tmp_path: Path) -> None:
+    said = script(
+        tmp_path / "home",
+        "ct.configure(exit_wait=True)\n"
+        "d = ct.dispatch(ct.lattice(lambda: 1, name='x'), disable_run=True)()\n"
+        "ct.triggers.TimeTrigger(0.02, d).register()\n"
+        "time.sleep(1)\nprint('over')\n",
+    )
+    assert said == "over\n"
+
+
 def test_nothing_starts_after_stop_returned(ct: Any, held: Any) -> None:
     for _ in range(5):
         dispatch_id = held()

@@ -125,4 +125,6 @@ def test_the_names_are_public(tmp_path: Path) -> None:
         assert callable(getattr(chelate, name))
     first = next(iter(inspect.signature(chelate.stop_triggers).parameters.items()))
     assert first[0] == "dispatch_ids"
-    assert inspect.signature(chelate.stop_triggers).parameters["triggers_server_addr"].default is None
+    assert (
+        inspect.signature(chelate.stop_triggers).parameters["triggers_server_addr"].default is None
+    )

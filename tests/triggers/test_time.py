@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime, timezone
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -71,7 +72,7 @@ def test_cron_moves_on_through_the_repeated_hour() -> None:
         look = trigger.check(cursor, cursor)
         assert look.fires == 1
         cursor = look.cursor
-    assert all(later > earlier for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(seen))
     assert len({stamp // 600 for stamp in seen}) == 18
 
 
@@ -101,7 +102,7 @@ def test_bad_input_is_refused_at_registration(
     ct: Any, held: Any, trigger: TimeTrigger, words: str
 ) -> None:
     trigger.lattice_dispatch_id = held()
-    with pytest.raises(ct.errors.ConfigError, match="^[^*]") as caught:
+    with pytest.raises(ct.errors.ConfigError) as caught:
         trigger.register()
     assert words in str(caught.value)
     assert not ct.list_triggers()

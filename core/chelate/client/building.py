@@ -22,7 +22,7 @@ __all__ = ["build_apart", "main"]
 def build_apart(
     store: Any, graph: Graph, blobs: Mapping[str, bytes], options: Any
 ) -> tuple[Graph, dict[str, bytes]]:
-    """The graph that a build node would give, and its blobs. ``store`` reads stored values by digest.
+    """The graph that a build node would give, and its blobs; ``store`` reads values by digest.
 
     Raises:
         BuildError: the workflow cannot be loaded or built there; carries that process's words.
@@ -50,7 +50,7 @@ def build_apart(
         (Path(folder) / "request.json").write_text(json.dumps(request))
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+            "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path),
         }
         done = subprocess.run(
             [sys.executable, "-m", "chelate.client.building", folder],

@@ -241,6 +241,8 @@ class Engine:
                 continue  # whoever owns the dispatch now still needs what the job left
             orders.release.setdefault(report.lane, []).append(outcome.key)
             fact = intake.event(live, outcome, node, attempt)
+            if isinstance(fact, ev.Ended):
+                fact.handle = report.handles.get(outcome.key)
             if fact is not None:
                 events.setdefault(dispatch_id, []).append(fact)
 

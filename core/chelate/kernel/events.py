@@ -122,6 +122,7 @@ class Ended:
     started_at: float | None = None
     ended_at: float | None = None
     usage: dict[str, Any] | None = None
+    handle: dict[str, Any] | None = None  # of a job too short to be worth an Accepted
 
 
 @dataclass(slots=True)

@@ -118,14 +118,6 @@ def settle(
                 reason=Reason.RESULT_MISSING,
                 error="The task succeeded, but its executor brought no result.",
             )
-
-    def keep(data: bytes | None) -> str | None:
-        if not data:
-            return None
-        digest = digest_bytes(data)
-        blobs[digest] = data
-        return digest
-
     return ev.Ended(
         node,
         attempt,
@@ -133,10 +125,18 @@ def settle(
         output=output,
         reason=outcome.reason,
         error=outcome.error,
-        exception=keep(outcome.exception),
-        stdout=keep(outcome.stdout),
-        stderr=keep(outcome.stderr),
+        exception=_keep(outcome.exception, blobs),
+        stdout=_keep(outcome.stdout, blobs),
+        stderr=_keep(outcome.stderr, blobs),
         started_at=outcome.started_at,
         ended_at=outcome.ended_at,
         usage=outcome.usage,
     )
+
+
+def _keep(data: bytes | None, blobs: dict[str, bytes]) -> str | None:
+    if not data:
+        return None
+    digest = digest_bytes(data)
+    blobs[digest] = data
+    return digest

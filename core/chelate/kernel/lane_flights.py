@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from chelate.contracts.executor import JobHandle, JobState, Outcome, PollReport
+from chelate.contracts.executor import JobHandle, JobState, Observation, Outcome, PollReport
 from chelate.errors import PluginContractError
 from chelate.kernel import events as ev
 from chelate.kernel.keys import split_key
@@ -27,6 +27,7 @@ from chelate.model import Reason
 __all__ = ["Flights", "tell"]
 
 _LOG = logging.getLogger("chelate.lanes")
+_LASTS = 0.05  # seconds
 _ABSENT_POLLS = 3
 
 
@@ -48,6 +49,7 @@ class _Flight:
     absent_since: float = 0.0
     silent: int = 0
     silent_since: float = 0.0
+    last: Observation | None = None  # what was said last, unless that it had ended
 
 
 class Flights:
@@ -58,14 +60,35 @@ class Flights:
         self._flights: dict[str, _Flight] = {}
         self._ended: dict[str, JobHandle] = {}
         self._releases: list[str] = []
+        self._untold: dict[str, dict[str, Any]] = {}  # handles that the engine has not been told
 
-    def add(self, handle: JobHandle, *, adopted: bool = False) -> None:
-        """Follow a job from now on. ``adopted``: an earlier kernel started it."""
+    def add(
+        self, handle: JobHandle, *, adopted: bool = False, untold: dict[str, Any] | None = None
+    ) -> None:
+        """Follow a job from now on.
+
+        Args:
+            handle: what it is known by.
+            adopted: an earlier kernel started it.
+            untold: the handle as JSON, to be told if the job lasts.
+        """
+        if untold is not None:
+            if not self._untold:
+                asyncio.get_running_loop().call_later(_LASTS, self._tell_handles)
+            self._untold[handle.key] = untold
         if handle.key not in self._flights:
             self._ended.pop(handle.key, None)
             self._flights[handle.key] = _Flight(handle, adopted=adopted)
         self._calls.changed = time.monotonic()
         self._calls.wake()
+
+    def _tell_handles(self) -> None:
+        untold, self._untold = self._untold, {}
+        told = LaneReport(self._calls.name)
+        for key, document in untold.items():
+            tell(told, key, ev.Accepted, document)
+        if told.events:
+            self._calls.report(told)
 
     def let_go(self, keys: Sequence[str]) -> None:
         """The outcomes of these jobs are stored."""
@@ -130,6 +153,9 @@ class Flights:
             if flight is None:
                 continue
             seen = report.seen.get(handle.key)
+            if seen is not None and seen is flight.last:
+                flight.absent = 0
+                continue  # nothing new: most jobs, most of the time
             if seen is None:
                 if handle.key in report.covered:
                     self._absent(told, flight, now)
@@ -138,8 +164,12 @@ class Flights:
                 self._calls.trouble(f"poll() said {seen!r:.200} of a job: no observation.")
                 continue
             flight.absent = 0
+            if seen.state is not JobState.ENDED:
+                flight.last = seen
             if seen.state is JobState.RUNNING and not flight.running:
                 flight.running = True
+                if (document := self._untold.pop(handle.key, None)) is not None:
+                    tell(told, handle.key, ev.Accepted, document)
                 for key in handle.tasks or (handle.key,):
                     tell(told, key, ev.Started, seen.started_at or time.time())
             elif seen.state is JobState.ENDED:
@@ -173,6 +203,7 @@ class Flights:
     def _lost(self, told: LaneReport, flight: _Flight, reason: Reason, message: str) -> None:
         handle = flight.handle
         del self._flights[handle.key]
+        self._untold.pop(handle.key, None)
         self._ended[handle.key] = handle
         self._releases.append(handle.key)
         # The death of the kernel took the job with it; that is nobody's failure.
@@ -195,6 +226,8 @@ class Flights:
                         raise PluginContractError(f"collect() yielded {outcome!r:.200}.")
                     del wanted[outcome.key]
                     told.outcomes.append(checked_outcome(outcome))
+                    if (document := self._untold.pop(outcome.key, None)) is not None:
+                        told.handles[outcome.key] = document
             complete = True
         finally:
             missing = {handle.key for handle in wanted.values()}

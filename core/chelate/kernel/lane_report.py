@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from chelate.contracts.executor import Capabilities, Limits, Outcome
 from chelate.errors import TransientError, UserError
@@ -18,6 +19,7 @@ class LaneReport:
     lane: str
     events: list[tuple[str, ev.Event]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    handles: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task, of the outcomes
     opened: tuple[Limits, Capabilities] | None = None
     failed: str | None = None  # the executor cannot be made: a sentence
     trouble: str | None = None  # it cannot be reached at present: a sentence; "" when it can again

@@ -183,8 +183,12 @@ class LaneWork:
     def _accepted(
         self, report: LaneReport, key: str, handle: JobHandle, document: dict[str, Any]
     ) -> None:
-        self._flights.add(handle)
         self._resends.pop(key, None)
+        if not self._calls.capabilities.detached and len(handle.tasks) <= 1:
+            # A local job: its handle is news only if it lasts; short ones end first.
+            self._flights.add(handle, untold=document)
+            return
+        self._flights.add(handle)
         for task_key in handle.tasks or (key,):
             dispatch_id, node, attempt = split_key(task_key)
             report.events.append((dispatch_id, ev.Accepted(node, attempt, document)))

@@ -300,6 +300,7 @@ class Machine(Ledger):
         self._move(record, S.RUNNING)
 
     def _on_ended(self, record: NodeRecord, event: ev.Ended) -> None:
+        record.handle = event.handle or record.handle
         record.started_at = event.started_at or record.started_at
         record.ended_at = event.ended_at or self._now
         record.stdout, record.stderr = event.stdout, event.stderr

@@ -33,14 +33,22 @@ class Passing:
     def sift(self, changed: dict[str, dict[int, NodeRecord]], live: Container[str]) -> None:
         """Take passing rows out of ``changed`` and put those in that have lasted."""
         now = time.monotonic()
+        ours: dict[str | None, bool] = {}
+        held = self._held
         for dispatch_id, records in changed.items():
-            for node_id, record in list(records.items()):
-                entry = (dispatch_id, node_id)
-                if record.status in _PASSING and self._dies_with_us(record.executor):
-                    self._held.setdefault(entry, (now, record))
-                    del records[node_id]
-                else:
-                    self._held.pop(entry, None)
+            passing = []
+            for node_id, record in records.items():
+                if record.status in _PASSING:
+                    lane = record.executor
+                    if lane not in ours:
+                        ours[lane] = self._dies_with_us(lane)
+                    if ours[lane]:
+                        passing.append(node_id)
+                        continue
+                if held:
+                    held.pop((dispatch_id, node_id), None)
+            for node_id in passing:
+                held.setdefault((dispatch_id, node_id), (now, records.pop(node_id)))
         while self._held:
             entry = next(iter(self._held))
             since, record = self._held[entry]

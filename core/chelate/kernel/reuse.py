@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,14 @@ from chelate.graph import Graph, Kind
 from chelate.kernel import events as ev
 from chelate.model import FINAL, DispatchRecord, NodeRecord, NodeStatus, ValueRef
 
-__all__ = ["Decided", "Reuse", "damaged_blobs", "nondeterminism_fact", "parent_trouble"]
+__all__ = [
+    "Decided",
+    "Reuse",
+    "collecting_later",
+    "damaged_blobs",
+    "nondeterminism_fact",
+    "parent_trouble",
+]
 
 _LOG = logging.getLogger("chelate.reuse")
 _HASHED_AT_MOST = 16 << 20  # larger values are checked by presence and size alone
@@ -48,6 +57,19 @@ def damaged_blobs(store: ResultStore, digests: Iterable[str]) -> dict[str, str]:
 def nondeterminism_fact(name: str) -> str:
     """Where the store keeps that a task was seen to give different results for equal inputs."""
     return f"nondeterministic:{name}"
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Put garbage collection off while many objects are made that all stay: it would look
+    through them again and again, and that takes as long as making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +111,13 @@ class Reuse:
         parent_id = record.options.get("reuse_from")
         if not parent_id:
             return None
+        with collecting_later():
+            return cls._read(store, record, graph, parent_id)
+
+    @classmethod
+    def _read(
+        cls, store: ResultStore, record: DispatchRecord, graph: Graph, parent_id: str
+    ) -> Reuse | None:
         try:
             parent = store.dispatch(parent_id)
             old = Graph.from_json(store.read(parent.graph or ""))
@@ -140,6 +169,12 @@ class Reuse:
 
     def decide(self, node_ids: Iterable[int], records: Mapping[int, NodeRecord]) -> list[ev.Reused]:
         """Nodes that just became ready, in order; those that need no run."""
+        with collecting_later():
+            return self._decide(node_ids, records)
+
+    def _decide(
+        self, node_ids: Iterable[int], records: Mapping[int, NodeRecord]
+    ) -> list[ev.Reused]:
         reused: list[ev.Reused] = []
         for node_id in node_ids:
             decided = self.look(node_id, lambda i: _output(records, i))

@@ -123,17 +123,17 @@ class Firing:
 
     def failed(self, armed: Armed, error: Exception, state: str = "failing") -> float:
         """Show an error, in the store too; seconds until the next try."""
-        failures = armed.progress.failures + 1
         message = f"{type(error).__name__}: {error}"
-        at = time.time()
         _LOG.warning("Trigger %s (%s): %s", armed.trigger_id, armed.definition.kind, message)
-        shown = {"at": at, "state": state, "message": message}
-        if not isinstance(error, StoreUnavailableError) and not armed.closed:
-            progress = replace(armed.progress, failures=failures, error=shown)
-            try:
-                self._save(armed, armed.cursor, progress)
-            except StoreUnavailableError as unavailable:
-                _LOG.warning("Trigger %s: %s", armed.trigger_id, unavailable)
+        shown = {"at": time.time(), "state": state, "message": message}
+        with armed.lock:
+            failures = armed.progress.failures + 1
+            if not isinstance(error, StoreUnavailableError) and not armed.closed:
+                progress = replace(armed.progress, failures=failures, error=shown)
+                try:
+                    self._save(armed, armed.cursor, progress)
+                except StoreUnavailableError as unavailable:
+                    _LOG.warning("Trigger %s: %s", armed.trigger_id, unavailable)
         return min(_SLOWEST, 2.0 ** min(failures - 1, 10))
 
     # -- parts ----------------------------------------------------------------------------------

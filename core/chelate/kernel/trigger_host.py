@@ -245,8 +245,9 @@ class TriggerHost:
             if not armed.observing:
                 armed.observing = True
                 Observing(self._firing, armed, self.finish).start()
-            look = Check(0, armed.cursor, None, armed.progress.next_fire)
-            return self._firing.apply(armed, look)
+            if not armed.progress.pending:
+                return None
+            return self._firing.apply(armed, Check(0, armed.cursor))
         look = instance.check(armed.cursor, time.time())
         rest = instance.interval if look.due is None else look.due
         wait = self._firing.apply(armed, look)

@@ -47,6 +47,8 @@ def _dump_value(value: ValueRef | None) -> str | None:
         return dump_json(value.to_json())
     if value.fingerprint is None:
         return f'["{value.digest}",{value.size},null]'
+    if value.fingerprint.isalnum():
+        return f'["{value.digest}",{value.size},"{value.fingerprint}"]'
     return dump_json([value.digest, value.size, value.fingerprint])
 
 

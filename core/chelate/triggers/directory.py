@@ -126,7 +126,7 @@ class DirTrigger(BaseTrigger):
         return (str(path.parent), path.name) if single else (str(path), None)
 
     def check(self, cursor: Any, now: float) -> Check:
-        """``cursor`` is ``{"root", "single", "tree", "count", "seq"}``: what is known and counted."""
+        """``cursor`` holds what is known (``root``, ``single``, ``tree``) and counted."""
         with self._guard:
             root, only = self._place(cursor)
             try:

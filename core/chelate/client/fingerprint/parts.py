@@ -145,7 +145,7 @@ _WRAPPERS: Final[list[tuple[type, tuple[str, ...]]]] = [
 
 
 def is_installed(top: str) -> bool:
-    """Whether a top-level name belongs to Python or to an installed package; nothing is imported."""
+    """Whether a top-level name is Python's or an installed package's; nothing is imported."""
     if top in sys.modules:
         return is_library_module(top)
     try:
