@@ -1,6 +1,6 @@
 """Which node may take over which stored result: execution keys and the multiset they select from.
 
-A node's *execution key* digests what its result depends on: its code, and the fingerprints of
+A node's *execution key* says what its result depends on: its code, and the fingerprints of
 its arguments by parameter. Neither name, number, position, executor nor resources are in it. It
 comes twice, once with the syntax-tree digest of the code and once with the bytecode digest; two
 nodes are equal when either agrees. Completed nodes of the parent form a multiset by key, and each
