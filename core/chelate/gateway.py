@@ -293,13 +293,15 @@ class LocalGateway:
             return record
         deadline = None if timeout is None else time.monotonic() + timeout
         pause, look = _FIRST_LOOK, 0.0
+        engine = self._engine
         while True:
+            engine = self._engine or engine
             left = None if deadline is None else deadline - time.monotonic()
             step = 0.2 if watch is not None else None
             if left is not None:
                 step = max(0.0, left if step is None else min(step, left))
-            ours = None if self._engine is None else self._engine.wait(record.dispatch_id, step)
-            if self._engine is not None and self._engine.stopped and not ours:
+            ours = None if engine is None else engine.wait(record.dispatch_id, step)
+            if engine is not None and engine.stopped and not ours:
                 raise ResultNotReadyError(
                     f"The kernel of this process was shut down while dispatch {record.dispatch_id} "
                     "was waited for; the next kernel on this home takes the dispatch up again."

@@ -22,9 +22,10 @@ CLOCKS = 2
 
 @ct.electron
 def note(ledger: str) -> str:
-    dispatch_id = ct.get_context().dispatch_id
+    context = ct.get_context()
+    dispatch_id = context.dispatch_id
     descriptor = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(descriptor, f"{dispatch_id}\n".encode())
+    os.write(descriptor, f"{dispatch_id}:{context.attempt}\n".encode())
     os.close(descriptor)
     return dispatch_id
 

@@ -374,3 +374,29 @@ def test_1000_clocks_cost_next_to_nothing(ct: Any, held: Any) -> None:
     assert share < 0.05, f"{share:.1%} of a core"
     assert threads < 30
     ct.stop_triggers(dispatch_id)
+
+
+def test_triggers_of_a_store_on_postgres(
+    tmp_path: Path, events: Path, postgres_url: str, until: Any
+) -> None:
+    import chelate
+
+    chelate.configure(home=tmp_path / "home", store=postgres_url, poll_interval=0.1)
+    try:
+
+        def attached() -> int:
+            return 3
+
+        trigger = CountingTrigger(str(events), max_concurrent=1)
+        dispatch_id = chelate.dispatch(chelate.lattice(attached, triggers=trigger))()
+        happen(events, 3)
+        until(lambda: chelate.list_triggers()[0].fires == 3)
+        chelate.shutdown()
+        happen(events, 2)
+        chelate.dispatch(chelate.lattice(lambda: None, name="wakes_the_kernel"))()
+        until(lambda: chelate.list_triggers()[0].fires == 5)
+        chelate.stop_triggers(dispatch_id)
+        (row,) = chelate.list_triggers()
+        assert (row.state, len(set(row.dispatch_ids))) == ("stopped", 5)
+    finally:
+        chelate.configure(home=None, store=None, poll_interval=None)

@@ -130,7 +130,9 @@ def check(folder: Path, made: Counter[str]) -> None:
         assert row.fires == events // size, (row.kind, row.options, events)
     assert set(fired) == stored
     assert len(fired) == len(set(fired))
-    assert runs == Counter(fired), "the ledger has other runs than the triggers have fires"
+    # A run that died with its process is tried again by the executor's rules, as another attempt.
+    assert {run.partition(":")[0] for run in runs} == set(fired)
+    assert set(runs.values()) == {1}, "one attempt ran twice"
 
 
 @pytest.mark.timeout(600)

@@ -119,6 +119,31 @@ class StoreValues:
             assert store.get_fact("lane/a") is None
             assert list(store.facts("")) == [("LANE/c", "other"), ("lane/b%", 0)]
 
+    def test_facts_are_written_with_what_they_belong_to(self, make_store: StoreFactory) -> None:
+        with self.opened(make_store) as store, self.opened(make_store) as other:
+            kernel = store.claim_kernel()
+            assert store.set_facts({"a": 1, "b": {"x": 2}}, {"a": None})
+            assert not other.set_facts({"a": 9, "b": None}, {"a": 1, "b": {"x": 3}})
+            assert dict(store.facts("")) == {"a": 1, "b": {"x": 2}}
+            record = self.record(owner=kernel)
+            assert not store.add_dispatch(record, {}, {"a": 9}, {"b": None})
+            assert not store.dispatches(DispatchFilter())
+            assert store.add_dispatch(record, {}, {"a": 2}, {"a": 1})
+            assert not store.add_dispatch(record, {}, {"a": 3}, {"a": 2})
+            held = self.added(store, held=True)
+            assert not store.release_hold(held, {"a": 9}, {"a": 1})
+            assert store.dispatch(held).held
+            assert store.release_hold(held, {"a": 4, "b": None}, {"a": 2})
+            assert not store.release_hold(held, {"a": 9})
+            assert dict(other.facts("")) == {"a": 4}
+
+    def test_kernels_are_alive_until_they_close(self, make_store: StoreFactory) -> None:
+        with self.opened(make_store) as store:
+            with self.opened(make_store) as other:
+                mine, theirs = store.claim_kernel(), other.claim_kernel()
+                assert store.kernels_alive([mine, theirs, "nobody"]) == {mine, theirs}
+            assert store.kernels_alive([mine, theirs]) == {mine}
+
     def test_many_threads_use_one_store(self, make_store: StoreFactory) -> None:
         with self.opened(make_store) as store:
             kernel = store.claim_kernel()
