@@ -20,6 +20,7 @@ from chelate.errors import (
     GraphError,
     InvalidDispatchIdError,
     ResultNotReadyError,
+    StoreUnavailableError,
 )
 from chelate.graph import Graph
 from chelate.model import FINAL, DispatchRecord, NodeRecord
@@ -67,6 +68,7 @@ class LocalGateway:
         self._store: ResultStore | None = None
         self._plugins: Plugins | None = None
         self._engine: Engine | None = None
+        self._closed = False
         self._triggers: TriggerHost | None = None
 
     # -- parts, each opened when first needed ---------------------------------------------------
@@ -103,8 +105,16 @@ class LocalGateway:
 
     @property
     def engine(self) -> Engine:
-        """The running kernel."""
+        """The running kernel.
+
+        Raises:
+            StoreError: the store cannot be used, or this gateway has been closed.
+        """
         with self._lock:
+            if self._closed:
+                raise StoreUnavailableError(
+                    "The kernel of this process was shut down meanwhile; call again to start one."
+                )
             if self._engine is None:
                 from chelate.kernel.engine import Engine
 
@@ -148,6 +158,7 @@ class LocalGateway:
         """Stop the kernel (remote jobs go on) and close the store."""
         self.rest_triggers(timeout)  # first, since a fire would start the kernel again
         with self._lock:
+            self._closed = True
             engine, self._engine = self._engine, None
             store, self._store = self._store, None
         if engine is not None:
@@ -301,7 +312,7 @@ class LocalGateway:
             if left is not None:
                 step = max(0.0, left if step is None else min(step, left))
             ours = None if engine is None else engine.wait(record.dispatch_id, step)
-            if engine is not None and engine.stopped and not ours:
+            if self._closed or (engine is not None and engine.stopped and not ours):
                 raise ResultNotReadyError(
                     f"The kernel of this process was shut down while dispatch {record.dispatch_id} "
                     "was waited for; the next kernel on this home takes the dispatch up again."
