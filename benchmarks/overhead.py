@@ -69,9 +69,7 @@ def main() -> None:
     ratio = statistics.median(row[0] / row[1] for row in rows)
     out = sys.stdout.write
     out(f"{options.tasks} no-op tasks, {options.repeats} repeats, medians\n")
-    out(
-        f"chelate            {ours:8.1f} µs per task ({cpu:.1f} µs of CPU in the kernel's process)\n"
-    )
+    out(f"chelate            {ours:8.1f} µs per task ({cpu:.1f} µs of CPU in this process)\n")
     out(f"ProcessPoolExecutor{theirs:8.1f} µs per task\n")
     out(f"ratio              {ratio:8.2f} (chelate / pool, median of pairs)\n")
     out(f"peak memory        {peak:8.0f} MB\n")

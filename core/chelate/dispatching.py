@@ -233,7 +233,7 @@ def list_dispatches(
     Args:
         status: one or several statuses.
         name: the lattice's name.
-        since: only those created at or after this moment (aware datetime, or seconds since the epoch).
+        since: only those created then or later (aware datetime, or seconds since the epoch).
         root_dispatch_id: the whole tree of one dispatch.
         sublattices: sub-workflows' dispatches as well.
         limit: at most so many; ``offset`` skips the first.

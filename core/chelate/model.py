@@ -314,7 +314,8 @@ class ValueRef:
 
     ``fingerprint`` is equal for equal values whatever bytes they pickled to; None when the value
     has no stable fingerprint. ``parts`` are the fingerprints of its direct items, where somebody
-    takes it apart, and of the code of the user's classes and functions in it. The kernel compares fingerprints and never opens the bytes.
+    takes it apart, and of the code of the user's classes and functions in it. The kernel compares
+    fingerprints and never opens the bytes.
     """
 
     digest: str
