@@ -11,6 +11,8 @@ from typing import Any
 
 HEAD = """
 import os, sys, time, signal, threading
+# Tests may run in the background, where a shell lets its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import chelate as ct
 
 @ct.electron
