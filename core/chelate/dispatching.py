@@ -82,9 +82,9 @@ class Submission:
         self._hold = hold
         self._reuse_from = reuse_from
 
-    def __call__(self, *args: Any, **kwargs: Any) -> str:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> str:
         """Build, store and run; the dispatch id."""
-        bundle = self._lattice.build(args, kwargs)
+        bundle = self._lattice.build(args, kwargs, defaults=self._defaults())
         accept = partial(self._gateway.accept, bundle, options=self._options())
         triggers = self._lattice.triggers
         if not triggers:
@@ -95,26 +95,27 @@ class Submission:
         held = partial(accept, held=True, dispatch_id=dispatch_id)
         return dispatch_with(self._gateway, triggers, held, dispatch_id)
 
-    def plan(self, *args: Any, **kwargs: Any) -> Any:
+    def plan(self, /, *args: Any, **kwargs: Any) -> Any:
         """What would be reused, run, or decided on the way, and why; nothing is run."""
         from chelate.explaining import plan_dispatch
 
-        bundle = self._lattice.build(args, kwargs)
+        bundle = self._lattice.build(args, kwargs, defaults=self._defaults())
         assert bundle.graph is not None
         return plan_dispatch(self._gateway, bundle.graph, self._options(), bundle.blobs)
 
+    def _defaults(self) -> dict[str, Any]:
+        """What holds where neither electron nor lattice says anything."""
+        name = self._gateway.settings.default_executor
+        return {"executor": {"name": name, "options": {}}}
+
     def _options(self) -> dict[str, Any]:
-        options = _options(self._lattice)
+        options = {
+            "defaults": self._lattice.effective(self._defaults()),
+            "python": ".".join(map(str, sys.version_info[:3])),
+        }
         if self._reuse_from is not None:
             options["reuse_from"] = self._reuse_from
         return options
-
-
-def _options(lattice: Lattice) -> dict[str, Any]:
-    return {
-        "defaults": lattice.effective(None),
-        "python": ".".join(map(str, sys.version_info[:3])),
-    }
 
 
 def dispatch_sync(lattice: Lattice, dispatcher_addr: str | None = None) -> Callable[..., Result]:
@@ -152,6 +153,8 @@ def get_result(
         ResultNotReadyError: it did not end within ``timeout``.
     """
     gateway = _gateway(dispatcher_addr)
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+        raise ConfigError(f"timeout={timeout!r} must be a number of seconds.")
     record = gateway.record(dispatch_id)
     if (wait or timeout is not None) and not record.status.final:
         from chelate.show.progress import Progress
@@ -244,12 +247,17 @@ def list_dispatches(
     gateway = _gateway(dispatcher_addr)
     wanted: tuple[Status, ...] = ()
     if status is not None:
-        words = [status] if isinstance(status, str) else list(status)
         try:
+            words = [status] if isinstance(status, str) else list(status)
             wanted = tuple(Status(word) for word in words)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             names = ", ".join(word.value for word in Status)
             raise ConfigError(f"{error}. Statuses are {names}.") from error
+    if since is not None and not isinstance(since, (int, float, datetime)):
+        raise ConfigError(f"since={since!r} must be an aware datetime or seconds since the epoch.")
+    for name_of, number in (("limit", limit), ("offset", offset)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ConfigError(f"{name_of}={number!r} must be a whole number, 0 or more.")
     query = DispatchFilter(
         status=wanted,
         name=name,

@@ -17,6 +17,7 @@ from chelate.bundle import Bundle
 from chelate.contracts.store import DispatchFilter
 from chelate.digest import digest_bytes
 from chelate.errors import (
+    ConfigError,
     GraphError,
     InvalidDispatchIdError,
     ResultNotReadyError,
@@ -105,11 +106,7 @@ class LocalGateway:
 
     @property
     def engine(self) -> Engine:
-        """The running kernel.
-
-        Raises:
-            StoreError: the store cannot be used, or this gateway has been closed.
-        """
+        """The running kernel; StoreError when the store fails or this gateway was closed."""
         with self._lock:
             if self._closed:
                 raise StoreUnavailableError(
@@ -169,13 +166,18 @@ class LocalGateway:
     # -- dispatching --------------------------------------------------------------------------
 
     def check_executors(self, graph: Graph) -> None:
-        """Raise at once when an executor's plugin is missing or broken.
+        """Raise at once when an executor's plugin is missing, broken, or wrongly configured.
 
         Raises:
             PluginNotFoundError, PluginLoadError, PluginConflictError: see their messages.
         """
-        for name in {policy.executor.name for policy in graph.policies}:
-            self.plugins.executor(name)
+        for ref in {repr(policy.executor): policy.executor for policy in graph.policies}.values():
+            made_by = self.plugins.executor(ref.name)
+            options = {**self.settings.executors.get(ref.name, {}), **ref.options}
+            try:
+                made_by(**options)  # a constructor only keeps and checks its options
+            except TypeError as error:
+                raise ConfigError(f"Options of executor {ref.name!r}: {error}.") from error
 
     def accept(
         self,

@@ -90,14 +90,14 @@ class Redispatch:
         if self._replacements:
             self._check_replacements()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> str:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> str:
         """Dispatch; new inputs replace all the old ones. Returns the new dispatch's id."""
         bundle, options = self._prepare(args, kwargs)
         return self._gateway.accept(
             bundle, options=options, redispatched_from=self._parent.dispatch_id
         )
 
-    def plan(self, *args: Any, **kwargs: Any) -> Explanation:
+    def plan(self, /, *args: Any, **kwargs: Any) -> Explanation:
         """What would be reused, run, or decided on the way, and why; nothing is run.
 
         With new inputs the workflow's function runs once, in a process of its own, to give the

@@ -16,6 +16,7 @@ from chelate.client.codec import load_value, pickle_value
 from chelate.errors import (
     DispatchCancelledError,
     ResultNotReadyError,
+    SerializationError,
     TaskFailedError,
     TaskNotFoundError,
 )
@@ -243,6 +244,11 @@ class Result:
         else:
             start, end = _moment(row.started_at), _moment(row.ended_at)
             status = _SHOWN.get(row.status, row.status.value)
+        output, unreadable = None, None
+        try:
+            output = self._output(node)
+        except SerializationError as error:
+            unreadable = str(error)  # the rest of the node is readable all the same
         child = None
         if row.child_id is not None:
             child = Result(self._gateway, self._gateway.record(row.child_id))
@@ -252,8 +258,8 @@ class Result:
             "start_time": start,
             "end_time": end,
             "status": status,
-            "output": self._output(node),
-            "error": row.error if row.status not in (NodeStatus.COMPLETED,) else None,
+            "output": output,
+            "error": unreadable if row.status is NodeStatus.COMPLETED else row.error,
             "sublattice_result": child,
             "stdout": self._text(row, "stdout"),
             "stderr": self._text(row, "stderr"),

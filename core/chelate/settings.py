@@ -332,7 +332,7 @@ def _from_file(environ: Mapping[str, str], home: Path) -> dict[str, Any]:
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         document = toml.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if named:
             raise ConfigError(f"CHELATE_CONFIG names {path}, which does not exist.") from error
         return {}

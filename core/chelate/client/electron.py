@@ -76,7 +76,7 @@ class Electron:
         """Where it runs, if it says so itself. To change it: ``ct.electron(f, executor=…)``."""
         return self.options.executor
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         build = active_build()
         if build is not None:
             return build.call(self, args, kwargs)

@@ -57,7 +57,7 @@ class Lattice:
         self.triggers = triggers
         self._source = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         build = active_build()
         if build is None:
             return self.workflow_function(*args, **kwargs)
@@ -134,13 +134,13 @@ class Lattice:
         """
         return build_bundle(self, tuple(args), dict(kwargs or {}), defaults, replacements)
 
-    def build_graph(self, *args: Any, **kwargs: Any) -> Graph:
+    def build_graph(self, /, *args: Any, **kwargs: Any) -> Graph:
         """The graph for these inputs; raises what :meth:`build` raises."""
         graph = self.build(args, kwargs).graph
         assert graph is not None
         return graph
 
-    def draw(self, *args: Any, **kwargs: Any) -> Any:
+    def draw(self, /, *args: Any, **kwargs: Any) -> Any:
         """A picture of the graph for these inputs; raises what :meth:`build` raises."""
         drawing = importlib.import_module("chelate.show.drawing")
         return drawing.draw(self.build_graph(*args, **kwargs))

@@ -79,6 +79,11 @@ class Values:
         kind = type(value)
         if kind in ATOMS:
             return self.keep_atom(value)
+        if kind in (map, filter, zip):
+            raise GraphError(
+                f"{what} is a {kind.__name__} that has not been run through; pass a list of its "
+                f"items ({current_line()})."
+            )
         if kind in _HEADS and ATOMS.issuperset(map(type, value)):
             data = pickle.dumps(value, PROTOCOL)  # far cheaper than setting up cloudpickle
         else:

@@ -162,11 +162,14 @@ class Due:
 
 @dataclass(slots=True)
 class Built:
-    """The node's sub-workflow was built; its dispatch exists."""
+    """The node's sub-workflow was built; its dispatch exists. The rest tells of the build."""
 
     node: int
     attempt: int
     child_id: str
+    started_at: float | None = None
+    stdout: str | None = None
+    stderr: str | None = None
 
 
 @dataclass(slots=True)

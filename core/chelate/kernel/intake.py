@@ -12,7 +12,7 @@ from chelate.contracts.executor import Outcome
 from chelate.contracts.store import ResultStore
 from chelate.errors import GraphError, StoreError
 from chelate.kernel import events as ev
-from chelate.kernel.jobs import settle
+from chelate.kernel.jobs import keep_text, settle
 from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record
 from chelate.model import FINAL, NodeRecord, Reason
 
@@ -86,7 +86,14 @@ class Intake:
         self.blobs.update(blobs)
         assert bundle.graph is not None
         self.created.append(LiveDispatch.of(child, bundle.graph, self.store))
-        return ev.Built(node, attempt, child.dispatch_id)
+        return ev.Built(
+            node,
+            attempt,
+            child.dispatch_id,
+            outcome.started_at,
+            keep_text(outcome.stdout, self.blobs),
+            keep_text(outcome.stderr, self.blobs),
+        )
 
 
 def _storing_failed(error: Exception) -> Reason:

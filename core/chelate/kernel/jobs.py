@@ -13,7 +13,7 @@ from chelate.graph import Graph, Kind, Node, digests_in, nodes_in
 from chelate.kernel import events as ev
 from chelate.model import DispatchRecord, NodeRecord, Reason, TaskPolicy, ValueRef
 
-__all__ = ["make_job", "settle"]
+__all__ = ["keep_text", "make_job", "settle"]
 
 _INLINE = 1 << 20
 
@@ -125,16 +125,17 @@ def settle(
         output=output,
         reason=outcome.reason,
         error=outcome.error,
-        exception=_keep(outcome.exception, blobs),
-        stdout=_keep(outcome.stdout, blobs),
-        stderr=_keep(outcome.stderr, blobs),
+        exception=keep_text(outcome.exception, blobs),
+        stdout=keep_text(outcome.stdout, blobs),
+        stderr=keep_text(outcome.stderr, blobs),
         started_at=outcome.started_at,
         ended_at=outcome.ended_at,
         usage=outcome.usage,
     )
 
 
-def _keep(data: bytes | None, blobs: dict[str, bytes]) -> str | None:
+def keep_text(data: bytes | None, blobs: dict[str, bytes]) -> str | None:
+    """Put bytes into ``blobs`` and return their digest; None for nothing."""
     if not data:
         return None
     digest = digest_bytes(data)

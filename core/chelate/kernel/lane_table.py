@@ -142,7 +142,7 @@ class LaneTable:
                     continue
                 state = self._get(name)
                 if state.room > 0:
-                    taken = live.machine.take(name, state.room)
+                    taken = live.machine.take(name, state.room, time.time())
                     state.flying.update((live.record.dispatch_id, node) for node in taken)
 
     def count(self, dispatch_id: str, records: Sequence[NodeRecord]) -> None:

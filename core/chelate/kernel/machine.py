@@ -129,8 +129,9 @@ class Machine(Ledger):
                 )
             getattr(self, entry)(record, event)
 
-    def take(self, lane: str, limit: int) -> list[int]:
+    def take(self, lane: str, limit: int, now: float | None = None) -> list[int]:
         """Move up to ``limit`` ready nodes of a lane to SUBMITTING; their Run effects follow."""
+        self._now = self._now if now is None else now
         queue = self.ready.get(lane)
         taken: list[int] = []
         while queue and len(taken) < limit:
@@ -339,6 +340,8 @@ class Machine(Ledger):
 
     def _on_built(self, record: NodeRecord, event: ev.Built) -> None:
         record.child_id = event.child_id
+        record.started_at = event.started_at or record.started_at
+        record.stdout, record.stderr = event.stdout, event.stderr
         if record.status is S.CANCELLING and record.cancel_requested:
             self._effects.append(ev.CancelChild(record.node_id, event.child_id))
             self._dirty[record.node_id] = None

@@ -152,7 +152,11 @@ class Plugins:
             install = KNOWN_PLUGINS.get((kind, close[0]))
             tail = f" (pip install {install})" if install and close[0] not in names else ""
             hint = f" Did you mean {close[0]!r}{tail}?"
-        return f"No {kind} is named {name!r}.{hint} Names that plugins provide: {', '.join(names)}."
+        there = sorted({row.name for row in self.report() if row.kind == kind})
+        return (
+            f"No {kind} is named {name!r}.{hint} There are: {', '.join(there) or 'none'}. If a "
+            f"package provides it, install it: pip install chelate-{name}, or its own name."
+        )
 
     # -- finding and loading --------------------------------------------------------------------
 
