@@ -59,8 +59,13 @@ def redispatch(
         raise ConfigError(
             f"dispatcher_addr={dispatcher_addr!r}: this version runs embedded, without a server."
         )
-    if not 0.0 <= audit <= 1.0:
+    number = isinstance(audit, (int, float)) and not isinstance(audit, bool)
+    if not number or not 0.0 <= audit <= 1.0:
         raise ConfigError(f"audit={audit!r} must be a share from 0 to 1.")
+    if not isinstance(replace_electrons, (Mapping, type(None))):
+        raise RedispatchError(
+            f"replace_electrons={replace_electrons!r:.80} must be a dict: task name → electron."
+        )
     if audit and not reuse_previous_results:
         raise ConfigError("audit= compares reused results; pass reuse_previous_results=True too.")
     return Redispatch(current(), dispatch_id, replace_electrons, reuse_previous_results, audit)

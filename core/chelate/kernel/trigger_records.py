@@ -220,7 +220,8 @@ class TriggerClasses:
             return self._known[definition.where]
         module, _, path = definition.where.partition(":")
         try:
-            if module == "__main__":
+            script = sys.modules["__main__"]
+            if module == "__main__" and not hasattr(script, path.partition(".")[0]):
                 raise LookupError("it was defined in a script, and that has ended")
             found: Any = importlib.import_module(module)
             for name in path.split("."):
