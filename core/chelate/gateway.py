@@ -175,7 +175,7 @@ class LocalGateway:
             made_by = self.plugins.executor(ref.name)
             options = {**self.settings.executors.get(ref.name, {}), **ref.options}
             try:
-                made_by(**options)  # a constructor only keeps and checks its options
+                made_by.__new__(made_by, **options)  # binds the options, runs no constructor
             except TypeError as error:
                 raise ConfigError(f"Options of executor {ref.name!r}: {error}.") from error
 
