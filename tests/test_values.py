@@ -573,6 +573,7 @@ GOLDEN = "016f40afa4d2e9cb55d3e46275ab8ee0c36811221d0c76a76580e07355db2de5"
 SCRIPT = """
 import datetime, decimal, enum, json, pathlib, re, sys, uuid, dataclasses, collections, random, fractions
 sys.path.insert(0, sys.argv[1])
+sys.modules["chelate"] = None  # alone, also where chelate is installed
 import values
 @dataclasses.dataclass
 class Point:
