@@ -4,7 +4,8 @@
     python run.py tests [pytest options]
     python run.py python [arguments]     that Python, with linter and type checker
 
-The first use makes a virtual environment in ``.run/`` and installs chelate into it, editable.
+The first use makes a virtual environment in ``.run/`` and installs chelate into it, editable;
+tests get the plugins too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ COMMANDS = {
     "tests": ("test", ["-m", "pytest"]),
     "python": ("dev", []),
 }
+WITH_PLUGINS = ("test", "dev")
 
 
 def interpreter(folder: Path) -> Path:
@@ -48,7 +50,9 @@ def prepare(extra: str) -> Path:
     """A virtual environment with chelate and ``extra`` installed; its Python."""
     folder = ROOT / ".run" / f"py{sys.version_info[0]}.{sys.version_info[1]}"
     python = interpreter(folder)
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
+    plugins = sorted(ROOT.glob("plugins/*/pyproject.toml")) if extra in WITH_PLUGINS else []
+    told = b"".join(path.read_bytes() for path in (ROOT / "pyproject.toml", *plugins))
+    wanted = hashlib.sha256(told + str(ROOT).encode()).hexdigest()
     stamp = folder / f"installed-{extra}"
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
@@ -56,7 +60,8 @@ def prepare(extra: str) -> Path:
         create(folder)
     print(f"Installing chelate[{extra}] …", flush=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run([*pip, "-e", f"{ROOT}[{extra}]"], check=True)
+    own = [option for path in plugins for option in ("-e", str(path.parent))]
+    subprocess.run([*pip, "-e", f"{ROOT}[{extra}]", *own], check=True)
     stamp.write_text(wanted)
     return python
 

@@ -30,6 +30,7 @@ FLOORS = {
     "store.*": 6,
     "executors.*": 6,
     "triggers.*": 6,
+    "remote.*": 6,
     "show.*": 7,
     "testing.*": 8,
     "gateway": 8,
@@ -46,8 +47,9 @@ FLOORS = {
     "__main__": 14,
 }
 CLIENT = ("client",)
-KERNEL = ("kernel", "store", "executors", "triggers")
-OUTSIDERS = ("executors", "store", "triggers")  # built-ins, which import what a plugin may import
+KERNEL = ("kernel", "store", "executors", "triggers", "remote")
+# Built-ins and what plugins share, which import what a plugin may import.
+OUTSIDERS = ("executors", "store", "triggers", "remote")
 PURE = {"chelate.errors", "chelate.graph", "chelate.model"}
 IMPURE = {
     "asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket",

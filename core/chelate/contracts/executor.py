@@ -93,6 +93,7 @@ class Job:
     blobs: BlobReader
     timeout: float | None = None  # seconds; the kernel enforces it too
     code: str | None = None  # blob: snapshot of the user's own modules
+    store: str = ""  # the store's id: names and lists of jobs of one store begin with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +250,8 @@ class Limits:
     absent_grace: float = 60.0
     find_grace: float = 10.0
     cancel_grace: float = 30.0
+    gather: float = 0.0  # how long ready tasks may wait for others to go with them
+    pack: int = 1  # the most tasks in one job; only with ``capabilities.packing``
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +265,8 @@ class Capabilities:
     packing: bool = False  # a job may carry several tasks
     cancel_task: bool = False  # one task of a packed job can be cancelled
     detached: bool = True  # jobs outlive the kernel's process
+    claims: bool = False  # forbid() keeps a key from ever starting
+    listing: bool = False  # list_jobs() names what runs for a store
 
 
 class Executor(ABC):
@@ -337,6 +342,22 @@ class Executor(ABC):
     async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
         """Jobs by key, after a lost answer. More than one handle means duplicates."""
         raise ConfigError(f"Executor {self.name!r} cannot look jobs up.")
+
+    async def forbid(self, keys: Sequence[str]) -> Mapping[str, JobHandle]:
+        """Take the claims of ``keys``, so that a request still on its way starts nothing.
+
+        Returns the handles of the keys whose claim a job holds already; the others are safe.
+        Only with ``capabilities.claims``.
+        """
+        raise ConfigError(f"Executor {self.name!r} cannot keep a job from starting.")
+
+    async def list_jobs(self, store: str) -> Sequence[JobHandle]:
+        """Jobs of this store that are not over, whoever started them.
+
+        The kernel cancels those that belong to no live attempt. Only with
+        ``capabilities.listing``.
+        """
+        raise ConfigError(f"Executor {self.name!r} cannot list its jobs.")
 
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Up to ``limit`` bytes of ``"stdout"`` or ``"stderr"`` from ``offset``, while it runs."""
