@@ -85,7 +85,11 @@ class Task:
 
 @dataclass(slots=True)
 class Job:
-    """What ``run`` is given: one task, or several packed under one handle."""
+    """What ``run`` is given: one task, or several packed under one handle.
+
+    A packed job has the key of its first task. Each of its tasks may be sent again later under its
+    own key and in other company, so a worker claims every task by the task's key.
+    """
 
     key: str
     tasks: tuple[Task, ...]
@@ -181,7 +185,11 @@ class JobState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One job as seen by one successful query. ``run`` counts restarts by the scheduler."""
+    """One job as seen by one successful query. ``run`` counts restarts by the scheduler.
+
+    ``ended`` are the keys of those tasks of a packed job that are over while others go on;
+    ``collect`` may be asked for them at once and yields what it has.
+    """
 
     key: str
     state: JobState
@@ -189,6 +197,7 @@ class Observation:
     message: str = ""
     started_at: float | None = None
     run: int = 0
+    ended: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,14 +342,21 @@ class Executor(ABC):
 
     @abstractmethod
     def collect(self, handles: Sequence[JobHandle]) -> AsyncIterator[Outcome]:
-        """Fetch outcomes of jobs that ENDED. Repeatable until :meth:`release`."""
+        """Fetch outcomes of jobs that ENDED. Repeatable until :meth:`release`.
+
+        Of a packed job that goes on: the outcomes of the tasks that are over.
+        """
 
     async def cancel_tasks(self, handle: JobHandle, keys: Sequence[str], *, force: bool) -> None:
         """Cancel some tasks of a packed job; only with ``capabilities.cancel_task``."""
         raise ConfigError(f"Executor {self.name!r} cannot cancel single tasks of a packed job.")
 
     async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
-        """Jobs by key, after a lost answer. More than one handle means duplicates."""
+        """Jobs by the key of a task they carry, after a lost answer.
+
+        More than one handle for a key means duplicates; a packed job's handle stands under each
+        of its tasks that were asked for.
+        """
         raise ConfigError(f"Executor {self.name!r} cannot look jobs up.")
 
     async def forbid(self, keys: Sequence[str]) -> Mapping[str, JobHandle]:
