@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ __all__ = ["checked_handle", "checked_outcome", "checked_reason", "checked_repor
 _LARGEST_HANDLE = 1 << 16
 
 
-def checked_handle(handle: Any, key: str) -> dict[str, Any]:
-    """The handle of job ``key`` as JSON.
+def checked_handle(handle: Any, key: str, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    """The handle of the job that carries the task ``key``, as JSON.
+
+    ``tasks`` are all the tasks that the job was given.
 
     Raises:
         PluginContractError: it is none, belongs to another job, or cannot be stored.
     """
-    if not isinstance(handle, JobHandle) or handle.key != key:
+    if not isinstance(handle, JobHandle) or (handle.key != key and key not in handle.tasks):
         raise PluginContractError(f"{handle!r:.200} is not the handle of job {key}.")
+    if tasks is not None and len(tasks) > 1 and set(handle.tasks) != set(tasks):
+        raise PluginContractError(f"The handle of job {key} must name its {len(tasks)} tasks.")
     try:
         document = handle.to_json()
         # Handles are made by the thousand and are nearly always a few short texts.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,7 @@ class _Flight:
     silent: int = 0
     silent_since: float = 0.0
     last: Observation | None = None  # what was said last, unless that it had ended
+    left: set[str] | None = None  # tasks of a packed job whose outcome is still to come
 
 
 class Flights:
@@ -61,6 +62,8 @@ class Flights:
         self._ended: dict[str, JobHandle] = {}
         self._releases: list[str] = []
         self._untold: dict[str, dict[str, Any]] = {}  # handles that the engine has not been told
+        self._carriers: dict[str, str] = {}  # task of a packed job → the job
+        self._unstored: dict[str, set[str]] = {}  # packed job → tasks not let go yet
 
     def add(
         self, handle: JobHandle, *, adopted: bool = False, untold: dict[str, Any] | None = None
@@ -78,7 +81,11 @@ class Flights:
             self._untold[handle.key] = untold
         if handle.key not in self._flights:
             self._ended.pop(handle.key, None)
-            self._flights[handle.key] = _Flight(handle, adopted=adopted)
+            flight = self._flights[handle.key] = _Flight(handle, adopted=adopted)
+            if len(handle.tasks) > 1:
+                flight.left = set(handle.tasks)
+                self._unstored[handle.key] = set(handle.tasks)
+                self._carriers.update(dict.fromkeys(handle.tasks, handle.key))
         self._calls.changed = time.monotonic()
         self._calls.wake()
 
@@ -91,13 +98,43 @@ class Flights:
             self._calls.report(told)
 
     def let_go(self, keys: Sequence[str]) -> None:
-        """The outcomes of these jobs are stored."""
-        self._releases.extend(keys)
+        """The outcomes of these tasks are stored."""
+        for key in keys:
+            job = self._carriers.pop(key, key)
+            unstored = self._unstored.get(job)
+            if unstored is not None:
+                unstored.discard(key)
+                if unstored:
+                    continue
+                del self._unstored[job]
+            self._releases.append(job)
 
     def get(self, key: str) -> JobHandle | None:
-        """The handle of a job that is still in flight."""
-        flight = self._flights.get(key)
-        return None if flight is None else flight.handle
+        """The handle of the job that carries this task, while the task is in flight."""
+        flight = self._flights.get(self._carriers.get(key, key))
+        if flight is None or (flight.left is not None and key not in flight.left):
+            return None
+        return flight.handle
+
+    def split(
+        self, keys: Sequence[str], stops: Container[str]
+    ) -> tuple[list[JobHandle], list[tuple[JobHandle, list[str]]]]:
+        """Jobs to cancel as a whole, and packed jobs with those of their tasks that shall end.
+
+        ``stops`` are all the tasks that shall end: a packed job ends when nothing else is in it.
+        """
+        whole: dict[str, JobHandle] = {}
+        parts: dict[str, list[str]] = {}
+        for key in keys:
+            job = self._carriers.get(key, key)
+            flight = self._flights[job]
+            if flight.left is None or all(other in stops for other in flight.left):
+                whole[job] = flight.handle
+            else:
+                parts.setdefault(job, []).append(key)
+        return list(whole.values()), [
+            (self._flights[job].handle, part) for job, part in parts.items()
+        ]
 
     # -- polling --------------------------------------------------------------------------------
 
@@ -147,6 +184,7 @@ class Flights:
         else:
             self._calls.fine()
         ended: list[JobHandle] = []
+        partly: list[JobHandle] = []
         now = time.monotonic()
         for handle in handles:
             flight = self._flights.get(handle.key)
@@ -164,7 +202,7 @@ class Flights:
                 self._calls.trouble(f"poll() said {seen!r:.200} of a job: no observation.")
                 continue
             flight.absent = 0
-            if seen.state is not JobState.ENDED:
+            if seen.state is not JobState.ENDED and not seen.ended:
                 flight.last = seen
             if seen.state is JobState.RUNNING and not flight.running:
                 flight.running = True
@@ -172,15 +210,17 @@ class Flights:
                     tell(told, handle.key, ev.Accepted, document)
                 for key in handle.tasks or (handle.key,):
                     tell(told, key, ev.Started, seen.started_at or time.time())
-            elif seen.state is JobState.ENDED:
+            if seen.state is JobState.ENDED:
                 ended.append(handle)
+            elif flight.left and flight.left & seen.ended:
+                partly.append(handle)
             elif seen.state is JobState.KILLED:
                 self._lost(told, flight, seen.reason or Reason.UNKNOWN, str(seen.message))
-        if told.events or ended:
+        if told.events or ended or partly:
             self._calls.changed = now
         try:
-            if ended:
-                await self._collect(told, ended)
+            if ended or partly:
+                await self._collect(told, ended, partly)
         finally:
             if told.events or told.outcomes:
                 self._calls.report(told)
@@ -205,39 +245,53 @@ class Flights:
         del self._flights[handle.key]
         self._untold.pop(handle.key, None)
         self._ended[handle.key] = handle
-        self._releases.append(handle.key)
+        self.let_go(tuple(flight.left or (handle.key,)))
         # The death of the kernel took the job with it; that is nobody's failure.
         detached = self._calls.capabilities.detached
         counted = not (flight.adopted and not detached and reason is Reason.LOST)
-        for key in handle.tasks or (handle.key,):
+        for key in flight.left or (handle.key,):
             tell(told, key, ev.Gone, reason, message, counted)
 
     # -- collecting -----------------------------------------------------------------------------
 
-    async def _collect(self, told: LaneReport, ended: list[JobHandle]) -> None:
+    async def _collect(
+        self, told: LaneReport, ended: list[JobHandle], partly: list[JobHandle]
+    ) -> None:
+        """Fetch the outcomes of jobs that ended, and of the ended tasks of packed ones."""
         calls = self._calls
-        wanted = {key: handle for handle in ended for key in handle.tasks or (handle.key,)}
-        outcomes = calls.stream("collect", lambda: calls.executor.collect(ended))
+        asked = [*ended, *partly]
+        wanted = {
+            key: handle
+            for handle in asked
+            for key in self._flights[handle.key].left or handle.tasks or (handle.key,)
+        }
+        known = {key for handle in asked for key in handle.tasks}
+        outcomes = calls.stream("collect", lambda: calls.executor.collect(asked))
         complete = False
         try:
             async with aclosing(outcomes):
                 async for outcome in outcomes:
-                    if not isinstance(outcome, Outcome) or outcome.key not in wanted:
+                    key = outcome.key if isinstance(outcome, Outcome) else None
+                    if key not in wanted:
+                        if key in known:
+                            continue  # brought before, with others of its job
                         raise PluginContractError(f"collect() yielded {outcome!r:.200}.")
-                    del wanted[outcome.key]
+                    carrier = self._flights[wanted.pop(key).key]
+                    if carrier.left is not None:
+                        carrier.left.discard(key)
                     told.outcomes.append(checked_outcome(outcome))
                     if (document := self._untold.pop(outcome.key, None)) is not None:
                         told.handles[outcome.key] = document
             complete = True
         finally:
             missing = {handle.key for handle in wanted.values()}
-            for handle in ended:
+            for handle in asked:
                 if handle.key not in missing:
                     self._flights.pop(handle.key, None)
                     self._ended[handle.key] = handle
-            for key in missing:
-                if complete:
-                    self._silent(told, self._flights[key])
+            for handle in ended if complete else ():
+                if handle.key in missing:
+                    self._silent(told, self._flights[handle.key])
             if missing and not complete:
                 # Whatever the plugin stumbled over comes last next time.
                 first = next(iter(wanted.values())).key

@@ -26,10 +26,10 @@ from chelate.contracts.executor import (
 )
 from chelate.errors import PluginContractError, TransientError
 from chelate.kernel import events as ev
-from chelate.kernel.keys import split_key
 from chelate.kernel.lane_calls import LaneCalls
 from chelate.kernel.lane_checks import checked_handle, checked_reason
 from chelate.kernel.lane_flights import Flights, tell
+from chelate.kernel.lane_packs import Departures
 from chelate.kernel.lane_report import LaneReport, sentence
 
 __all__ = ["LaneWork"]
@@ -37,6 +37,11 @@ __all__ = ["LaneWork"]
 _LOG = logging.getLogger("chelate.lanes")
 _FIRST_WAIT = 1.0
 _LAST_WAIT = 60.0
+
+
+def _tell_all(report: LaneReport, job: Job, kind: Callable[..., ev.Event], *values: Any) -> None:
+    for task in job.tasks:
+        tell(report, task.key, kind, *values)
 
 
 @dataclass(slots=True)
@@ -55,8 +60,8 @@ class LaneWork:
         self.name = name
         self._calls = LaneCalls(name, executor, report)
         self._flights = Flights(self._calls)
-        self._jobs: list[Job] = []
-        self._unanswered: dict[str, None] = {}  # keys that run() was given
+        self._departures = Departures(executor.limits, executor.capabilities)
+        self._unanswered: dict[str, Job] = {}  # what run() was given
         self._lookups: dict[str, float] = {}  # key → moment of the first successful look-up
         self._resends: dict[str, int] = {}
         self._stops: dict[str, _Stop] = {}
@@ -71,7 +76,7 @@ class LaneWork:
 
     def enqueue(self, jobs: Sequence[Job]) -> None:
         """Jobs to start."""
-        self._jobs.extend(jobs)
+        self._departures.add(jobs, time.monotonic())
         self._calls.wake()
 
     def adopt(self, handles: Sequence[JobHandle]) -> None:
@@ -82,9 +87,9 @@ class LaneWork:
 
     def seek(self, keys: Sequence[str]) -> None:
         """Keys to look up."""
-        here = {*self._unanswered, *(job.key for job in self._jobs)}
+        asked = {task.key for job in self._unanswered.values() for task in job.tasks}
         for key in keys:
-            if key not in here:  # run() is about to answer for those
+            if key not in asked and key not in self._departures.keys:  # run() answers for those
                 self._lookups.setdefault(key, 0.0)
         self._calls.wake()
 
@@ -106,26 +111,25 @@ class LaneWork:
     # -- running ------------------------------------------------------------------------------
 
     async def _runner(self) -> None:
-        if not self._jobs:
-            await self._calls.pause(None)
+        wait = self._departures.wait(time.monotonic())
+        if wait != 0.0:
+            await self._calls.pause(wait)
             return
-        size = self._calls.limits.run_batch
-        batch, self._jobs = self._jobs[:size], self._jobs[size:]
         report = LaneReport(self.name)
         wanted: list[Job] = []
-        for job in batch:
-            if all(task.cancel_requested for task in job.tasks):
+        for job in self._departures.take():
+            if job.tasks[0].cancel_requested:
                 tell(report, job.key, ev.Deferred, "Cancelled before it was sent.")
             else:
                 wanted.append(job)
         if report.events:
             self._calls.report(report)
         if wanted:
-            await self._run_batch(wanted)
+            await self._run_batch(self._departures.packed(wanted))
 
     async def _run_batch(self, jobs: list[Job]) -> None:
         calls = self._calls
-        unanswered = self._unanswered = {job.key: None for job in jobs}
+        unanswered = self._unanswered = {job.key: job for job in jobs}
         report = LaneReport(self.name)
         message = "The executor did not answer for this job."
         outcomes = calls.stream("run", lambda: calls.executor.run(jobs))
@@ -135,7 +139,7 @@ class LaneWork:
                     key = getattr(outcome, "key", None)
                     if key not in unanswered:
                         raise PluginContractError(f"run() answered {outcome!r:.200}, unasked.")
-                    self._on_run(report, outcome)
+                    self._on_run(report, unanswered[key], outcome)
                     del unanswered[key]
                     if len(report.events) >= 512:
                         calls.report(report)
@@ -146,8 +150,8 @@ class LaneWork:
             message = f"The executor did not answer within {calls.limits.call_timeout:g} s."
         except TransientError as error:
             held = LaneReport(self.name)
-            for key in unanswered:
-                tell(held, key, ev.Deferred, sentence(error))
+            for job in unanswered.values():
+                _tell_all(held, job, ev.Deferred, sentence(error))
             unanswered.clear()
             calls.trouble(sentence(error))
             calls.later(held, error.retry_after or _FIRST_WAIT)
@@ -155,43 +159,45 @@ class LaneWork:
             message = sentence(error)
             calls.trouble(message)
             _LOG.warning("Executor %s: run() failed: %s", self.name, message, exc_info=error)
-        for key in unanswered:
-            tell(report, key, ev.Unsure, message)
+        for job in unanswered.values():
+            _tell_all(report, job, ev.Unsure, message)
         self._unanswered = {}
         calls.changed = time.monotonic()
         if report.events:
             calls.report(report)
         calls.wake()
 
-    def _on_run(self, report: LaneReport, outcome: Any) -> None:
-        key = outcome.key
+    def _on_run(self, report: LaneReport, job: Job, outcome: Any) -> None:
         if isinstance(outcome, Accepted):
-            document = checked_handle(outcome.handle, key)
-            self._accepted(report, key, outcome.handle, document)
+            keys = [task.key for task in job.tasks]
+            document = checked_handle(outcome.handle, job.key, keys)
+            self._accepted(report, keys, outcome.handle, document)
         elif isinstance(outcome, Rejected):
-            tell(report, key, ev.Refused, *checked_reason(outcome.reason, outcome.message))
-            self._resends.pop(key, None)
+            reason = checked_reason(outcome.reason, outcome.message)
+            _tell_all(report, job, ev.Refused, *reason)
+            for task in job.tasks:
+                self._resends.pop(task.key, None)
         elif isinstance(outcome, Deferred):
             held = LaneReport(self.name)
-            tell(held, key, ev.Deferred, str(outcome.message))
+            _tell_all(held, job, ev.Deferred, str(outcome.message))
             self._calls.later(held, outcome.delay or _FIRST_WAIT)
         elif isinstance(outcome, Unknown):
-            tell(report, key, ev.Unsure, str(outcome.message))
+            _tell_all(report, job, ev.Unsure, str(outcome.message))
         else:
             raise PluginContractError(f"run() yielded {outcome!r:.200}, which is no outcome.")
 
     def _accepted(
-        self, report: LaneReport, key: str, handle: JobHandle, document: dict[str, Any]
+        self, report: LaneReport, keys: Sequence[str], handle: JobHandle, document: dict[str, Any]
     ) -> None:
-        self._resends.pop(key, None)
+        for key in keys:
+            self._resends.pop(key, None)
         if not self._calls.capabilities.detached and len(handle.tasks) <= 1:
             # A local job: its handle is news only if it lasts; short ones end first.
             self._flights.add(handle, untold=document)
             return
         self._flights.add(handle)
-        for task_key in handle.tasks or (key,):
-            dispatch_id, node, attempt = split_key(task_key)
-            report.events.append((dispatch_id, ev.Accepted(node, attempt, document)))
+        for key in keys:
+            tell(report, key, ev.Accepted, document)
 
     # -- looking up ---------------------------------------------------------------------------
 
@@ -221,7 +227,7 @@ class LaneWork:
             if handles:
                 document = checked_handle(handles[0], key)
                 self._lookups.pop(key, None)
-                self._accepted(told, key, handles[0], document)
+                self._accepted(told, [key], handles[0], document)
                 await self._stop_copies(handles[1:])
                 continue
             since = self._lookups.get(key) or now
@@ -269,22 +275,39 @@ class LaneWork:
             await self._calls.pause(max(0.01, min(waits)) if waits else None)
             return
         grace = self._calls.limits.cancel_grace
-        gentle: list[JobHandle] = []
-        forced: list[JobHandle] = []
+        gentle: list[str] = []
+        forced: list[str] = []
         for key, stop in due.items():
-            handle = self._flights.get(key)
-            assert handle is not None
             if not stop.tries:
                 stop.first = now
             harsh = stop.tries > 0 and now - stop.first >= grace
-            (forced if harsh else gentle).append(handle)
+            (forced if harsh else gentle).append(key)
             stop.due = now + min(_FIRST_WAIT * 2 ** min(stop.tries, 10), _LAST_WAIT)
             if not harsh:
                 stop.due = min(stop.due, stop.first + max(grace, 0.01))
             stop.tries += 1
         self._calls.changed = now
-        await self._cancel(gentle, force=False)
-        await self._cancel(forced, force=True)
+        asks = [
+            (self._flights.split(keys, self._stops), force)
+            for keys, force in ((gentle, False), (forced, True))
+        ]
+        for (whole, parts), force in asks:
+            await self._cancel(whole, force=force)
+            for handle, some in parts:
+                await self._cancel_part(handle, some, force=force)
+
+    async def _cancel_part(self, handle: JobHandle, keys: list[str], *, force: bool) -> None:
+        """Some tasks of a packed job; without the executor's help they end with the job."""
+        calls = self._calls
+        if not calls.capabilities.cancel_task:
+            return
+        try:
+            await calls.timed(
+                "cancel_tasks", lambda: calls.executor.cancel_tasks(handle, keys, force=force)
+            )
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            _LOG.warning("Executor %s: a cancel failed: %s", self.name, sentence(error))
+            calls.trouble(sentence(error))
 
     async def _cancel(self, handles: list[JobHandle], *, force: bool) -> None:
         """Ask once; after a failure one by one, so that one bad job keeps no other alive."""
