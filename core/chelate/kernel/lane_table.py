@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lanes import Lane
 from chelate.kernel.live import LiveDispatch, lane_ref
 from chelate.kernel.plugins import Plugins
+from chelate.kernel.world import World
 from chelate.model import NodeRecord, NodeStatus, Reason
 from chelate.settings import Settings
 
@@ -62,7 +62,7 @@ class Orders:
         elif record.handle is not None and isinstance(effect, ev.Watch):
             self.watch.setdefault(name, []).append(JobHandle.from_json(record.handle))
         elif record.handle is not None:
-            self.cancel.setdefault(name, []).append(str(record.handle["key"]))
+            self.cancel.setdefault(name, []).append(record.key or str(record.handle["key"]))
 
     def keep_results(self, dispatch_ids: set[str]) -> None:
         """Release no job of these dispatches: their new owner has not collected it."""
@@ -74,8 +74,13 @@ class LaneTable:
     """Lanes by name. Used by the engine's thread only, but for ``find``."""
 
     def __init__(
-        self, plugins: Plugins, settings: Settings, report: Callable[[LaneReport], None]
+        self,
+        plugins: Plugins,
+        settings: Settings,
+        report: Callable[[LaneReport], None],
+        world: World,
     ) -> None:
+        self._world = world
         self._plugins = plugins
         self._settings = settings
         self._report = report
@@ -105,9 +110,9 @@ class LaneTable:
         states = list(self._lanes.values())
         for state in states:
             state.lane.begin_close()
-        deadline = time.monotonic() + timeout
+        deadline = self._world.monotonic() + timeout
         for state in states:
-            state.lane.join(max(0.0, deadline - time.monotonic()))
+            state.lane.join(max(0.0, deadline - self._world.monotonic()))
 
     def _get(self, name: str) -> _LaneState:
         state = self._lanes.get(name)
@@ -119,7 +124,7 @@ class LaneTable:
             options = {**self._settings.executors.get(ref.name, {}), **ref.options}
             return self._plugins.executor(ref.name)(**options)
 
-        state = self._lanes[name] = _LaneState(Lane(name, make, self._report))
+        state = self._lanes[name] = _LaneState(Lane(name, make, self._report, self._world))
         state.lane.start()
         return state
 
@@ -142,7 +147,7 @@ class LaneTable:
                     continue
                 state = self._get(name)
                 if state.room > 0:
-                    taken = live.machine.take(name, state.room, time.time())
+                    taken = live.machine.take(name, state.room, self._world.time())
                     state.flying.update((live.record.dispatch_id, node) for node in taken)
 
     def count(self, dispatch_id: str, records: Sequence[NodeRecord]) -> None:

@@ -1,0 +1,231 @@
+"""Ready tasks that travel together, and that end, fail and are cancelled one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.kernel.fakes import FAST
+from tests.kernel.graphs import graph_of
+
+from chelate.contracts.executor import (
+    Accepted,
+    Capabilities,
+    Executor,
+    JobHandle,
+    JobState,
+    Observation,
+    Outcome,
+    PollReport,
+    Unknown,
+)
+from chelate.model import NodeStatus, Reason, Retry, Status
+
+LIMITS = dataclasses.replace(FAST, gather=0.1, pack=4, run_batch=100)
+
+
+@dataclass
+class Packs:
+    """A backend of packed jobs; a test says how and when each task ends."""
+
+    jobs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ended: dict[str, Outcome] = field(default_factory=dict)
+    killed: set[str] = field(default_factory=set)
+    starts: Counter[str] = field(default_factory=Counter)
+    calls: list[int] = field(default_factory=list)
+    cancels: list[Any] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    immediately: Any = None
+    lost_answers: int = 0
+
+    def end(self, *nodes: int, ok: bool = True, reason: Reason | None = None) -> None:
+        for keys in list(self.jobs.values()):
+            for key in keys:
+                if int(key.split(":")[1]) in nodes and key not in self.ended:
+                    self.ended[key] = Outcome(key, ok, b"v" if ok else None, reason=reason)
+
+    def carriers(self) -> list[set[int]]:
+        return [{int(key.split(":")[1]) for key in keys} for keys in self.jobs.values()]
+
+
+def executor_of(packs: Packs, *, cancel_task: bool = True, **limits: Any) -> type[Executor]:
+    class Packing(Executor):
+        name = "fake"
+        capabilities = Capabilities(find=True, packing=True, cancel_task=cancel_task)
+
+        async def run(self, jobs):
+            packs.calls.append(len(jobs))
+            for job in jobs:
+                keys = tuple(task.key for task in job.tasks)
+                packs.jobs[job.key] = keys
+                packs.starts.update(keys)
+                if packs.immediately is not None:
+                    for key in keys:
+                        packs.ended[key] = packs.immediately(key)
+                if packs.lost_answers:
+                    packs.lost_answers -= 1
+                    yield Unknown(job.key, "the connection broke")
+                else:
+                    yield Accepted(job.key, JobHandle(job.key, "fake", "1", {}, keys))
+
+        async def find(self, keys):
+            found = {}
+            for job, carried in packs.jobs.items():
+                for key in set(keys) & set(carried):
+                    found[key] = [JobHandle(job, "fake", "1", {}, carried)]
+            return found
+
+        async def poll(self, handles):
+            seen = {}
+            for handle in handles:
+                over = frozenset(key for key in handle.tasks if key in packs.ended)
+                state = JobState.RUNNING
+                if len(over) == len(handle.tasks):
+                    state = JobState.ENDED
+                elif handle.key in packs.killed:
+                    state = JobState.KILLED
+                seen[handle.key] = Observation(
+                    handle.key, state, reason=Reason.NODE_FAIL, ended=over, started_at=time.time()
+                )
+            return PollReport(frozenset(seen), seen)
+
+        async def collect(self, handles):
+            for handle in handles:
+                for key in handle.tasks:
+                    if key in packs.ended:
+                        yield packs.ended[key]
+
+        async def cancel(self, handles, *, force):
+            for handle in handles:
+                packs.cancels.append(handle.key)
+                for key in handle.tasks:
+                    packs.ended.setdefault(key, Outcome(key, False, reason=Reason.CANCELLED_BY_USER))
+
+        async def cancel_tasks(self, handle, keys, *, force):
+            packs.cancels.append(sorted(int(key.split(":")[1]) for key in keys))
+            for key in keys:
+                packs.ended.setdefault(key, Outcome(key, False, reason=Reason.CANCELLED_BY_USER))
+
+        async def release(self, handles):
+            packs.released += [handle.key for handle in handles]
+
+    Packing.limits = dataclasses.replace(LIMITS, **limits)
+    return Packing
+
+
+def started(packs: Packs, tasks: int) -> Any:
+    return lambda: sum(map(len, packs.jobs.values())) == tasks
+
+
+def test_equal_tasks_travel_in_packs_and_in_one_call(bench):
+    packs = Packs(immediately=lambda key: Outcome(key, True, b"v"))
+    kernel = bench(executor_of(packs))
+    record = kernel.run(graph_of([[]] * 10))
+    assert record.status is Status.COMPLETED
+    assert packs.calls == [3]
+    assert sorted(map(len, packs.jobs.values())) == [2, 4, 4]
+    assert set(packs.starts.values()) == {1}
+    kernel.until(lambda: sorted(packs.released) == sorted(packs.jobs))
+
+
+def test_a_task_with_a_time_limit_travels_alone(bench):
+    packs = Packs(immediately=lambda key: Outcome(key, True, b"v"))
+    kernel = bench(executor_of(packs))
+    kernel.run(graph_of([[]] * 3, timeout=60.0))
+    assert [len(keys) for keys in packs.jobs.values()] == [1, 1, 1]
+
+
+def test_what_depends_on_a_packed_task_need_not_wait_for_the_pack(bench):
+    packs = Packs()
+    kernel = bench(executor_of(packs))
+    dispatch_id = kernel.dispatch(graph_of([[], [], [0]]))
+    kernel.until(started(packs, 2))
+    packs.end(0)
+    kernel.until(started(packs, 3))
+    assert packs.carriers() == [{0, 1}, {2}]
+    assert packs.released == []
+    packs.end(1, 2)
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    kernel.until(lambda: len(packs.released) == 2)
+
+
+def test_one_failure_stops_none_of_the_others_and_is_retried_by_itself(bench):
+    packs = Packs()
+    kernel = bench(executor_of(packs))
+    dispatch_id = kernel.dispatch(graph_of([[], [], []], retry=Retry(1, delay=0.0)))
+    kernel.until(started(packs, 3))
+    packs.end(1, ok=False, reason=Reason.USER_ERROR)
+    kernel.until(started(packs, 4))
+    assert packs.carriers() == [{0, 1, 2}, {1}]
+    packs.end(0, 1, 2)
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    assert [kernel.node(dispatch_id, node).attempt for node in range(3)] == [1, 2, 1]
+
+
+def test_a_dead_job_takes_only_the_tasks_without_a_result(bench):
+    packs = Packs()
+    kernel = bench(executor_of(packs))
+    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
+    kernel.until(started(packs, 3))
+    packs.end(0)
+    kernel.until(lambda: kernel.node(dispatch_id, 0).status is NodeStatus.COMPLETED)
+    packs.killed.update(packs.jobs)
+    kernel.until(started(packs, 5))
+    assert packs.carriers() == [{0, 1, 2}, {1, 2}]
+    packs.end(1, 2)
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_packed_job_ends_only_when_all_its_tasks_are_cancelled(bench, helps):
+    packs = Packs()
+    kernel = bench(executor_of(packs, cancel_task=helps))
+    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
+    kernel.until(started(packs, 3))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 3)
+    kernel.gateway.cancel(dispatch_id, [1])
+    if helps:
+        kernel.until(lambda: kernel.node(dispatch_id, 1).status is NodeStatus.CANCELLED)
+        assert packs.cancels == [[1]]
+    else:
+        kernel.until(lambda: kernel.node(dispatch_id, 1).status is NodeStatus.CANCELLING)
+        assert packs.cancels == []
+    packs.end(0)
+    kernel.until(lambda: kernel.node(dispatch_id, 0).status is NodeStatus.COMPLETED)
+    kernel.gateway.cancel(dispatch_id, [2])
+    kernel.wait(dispatch_id)
+    assert packs.cancels[-1] in packs.jobs
+    statuses = [kernel.node(dispatch_id, node).status for node in range(3)]
+    assert statuses == [NodeStatus.COMPLETED, NodeStatus.CANCELLED, NodeStatus.CANCELLED]
+
+
+def test_a_lost_answer_of_a_pack_is_looked_up_by_its_tasks(bench):
+    packs = Packs(lost_answers=1)
+    kernel = bench(executor_of(packs))
+    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 3)
+    packs.end(0, 1, 2)
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    assert set(packs.starts.values()) == {1}
+    kernel.until(lambda: packs.released == list(packs.jobs))
+
+
+def test_a_pack_is_adopted_by_the_next_kernel(bench):
+    packs = Packs()
+    first = bench(executor_of(packs))
+    dispatch_id = first.dispatch(graph_of([[], [], []]))
+    first.until(lambda: first.gateway.record(dispatch_id).counts.get("RUNNING") == 3)
+    packs.end(0)
+    first.until(lambda: first.node(dispatch_id, 0).status is NodeStatus.COMPLETED)
+    first.close()
+    second = bench(executor_of(packs))
+    second.gateway.engine.poke()
+    second.until(lambda: dispatch_id in second.gateway.engine.running())
+    packs.end(1, 2)
+    assert second.wait(dispatch_id).status is Status.COMPLETED
+    assert set(packs.starts.values()) == {1}
+    second.until(lambda: packs.released == list(packs.jobs))
