@@ -1,4 +1,4 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and which tests stay together when several processes share it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--large", action="store_true", help="run the campaigns of minutes, too")
 
 
+def _group(item: pytest.Item) -> str:
+    """A plugin's tests share the services they start; other files share their fixtures."""
+    parts = item.path.relative_to(item.config.rootpath).parts
+    return "/".join(parts[:2] if parts[0] == "plugins" else parts)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--large"):
         chosen = [item for item in items if item.get_closest_marker("large") is None]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
