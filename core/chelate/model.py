@@ -95,6 +95,7 @@ class Reason(_Word):
     IMAGE_PULL = "IMAGE_PULL"
     ENV_MISMATCH = "ENV_MISMATCH"
     ENV_MISSING = "ENV_MISSING"
+    PRERUN = "PRERUN"  # the user's commands before the task failed
     UNSCHEDULABLE = "UNSCHEDULABLE"
     QUOTA = "QUOTA"
     INVALID_SPEC = "INVALID_SPEC"

@@ -193,7 +193,7 @@ class Settings:
 
     home: Path = field(default_factory=default_home)
     store: str | None = None
-    synchronous: str = "normal"
+    synchronous: str = "full"
     default_executor: str = "local"
     max_depth: int = 20
     exit_wait: bool = True

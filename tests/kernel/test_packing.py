@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,10 @@ class Packs:
             for key in keys:
                 if int(key.split(":")[1]) in nodes and key not in self.ended:
                     self.ended[key] = Outcome(key, ok, b"v" if ok else None, reason=reason)
+
+    def stop(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.ended.setdefault(key, Outcome(key, False, reason=Reason.CANCELLED_BY_USER))
 
     def carriers(self) -> list[set[int]]:
         return [{int(key.split(":")[1]) for key in keys} for keys in self.jobs.values()]
@@ -102,13 +107,11 @@ def executor_of(packs: Packs, *, cancel_task: bool = True, **limits: Any) -> typ
         async def cancel(self, handles, *, force):
             for handle in handles:
                 packs.cancels.append(handle.key)
-                for key in handle.tasks:
-                    packs.ended.setdefault(key, Outcome(key, False, reason=Reason.CANCELLED_BY_USER))
+                packs.stop(handle.tasks)
 
         async def cancel_tasks(self, handle, keys, *, force):
             packs.cancels.append(sorted(int(key.split(":")[1]) for key in keys))
-            for key in keys:
-                packs.ended.setdefault(key, Outcome(key, False, reason=Reason.CANCELLED_BY_USER))
+            packs.stop(keys)
 
         async def release(self, handles):
             packs.released += [handle.key for handle in handles]

@@ -13,7 +13,6 @@ import itertools
 import logging
 import queue
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -40,6 +39,7 @@ from chelate.kernel.passing import Passing
 from chelate.kernel.plugins import Plugins
 from chelate.kernel.turn import Turn
 from chelate.kernel.waiters import Waiters
+from chelate.kernel.world import World
 from chelate.model import DispatchRecord, NodeRecord
 from chelate.settings import Settings
 
@@ -52,25 +52,32 @@ _DEFECTS = 3  # turns of one dispatch that may fail
 class Engine:
     """Runs dispatches over one store. Public methods may be called from any thread."""
 
-    def __init__(self, store: ResultStore, plugins: Plugins, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: ResultStore,
+        plugins: Plugins,
+        settings: Settings,
+        world: World | None = None,
+    ) -> None:
+        self._world = world or World()
         self.store = store
         self.plugins = plugins
         self.settings = settings
         self.kernel_id = ""
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._live: dict[str, LiveDispatch] = {}
-        self._lanes = LaneTable(plugins, settings, self._inbox.put)
+        self._lanes = LaneTable(plugins, settings, self._inbox.put, self._world)
         self._timers: list[tuple[float, int, str, ev.Event]] = []
         self._tick = itertools.count()
-        self._outside = Outside(store, settings.poll_interval)
-        self._passing = Passing(self._lanes.dies_with_us)
+        self._outside = Outside(store, settings.poll_interval, self._world)
+        self._passing = Passing(self._lanes.dies_with_us, self._world)
         self._waiters = Waiters()
         self._seen = 0
         self._defects: Counter[str] = Counter()
         self._unread: list[str] = []  # adopted, and not yet read
         self._early: dict[str, list[CancelRequest]] = {}  # for dispatches not yet begun
         self._stopping = False
-        self._thread = threading.Thread(target=self._main, name="chelate-kernel", daemon=True)
+        self._thread = self._world.thread("chelate-kernel", self._main)
 
     # -- from other threads -------------------------------------------------------------------
 
@@ -132,28 +139,36 @@ class Engine:
     # -- the loop -----------------------------------------------------------------------------
 
     def _main(self) -> None:
-        while True:
-            items = self._receive()
-            if self._stopping:
-                return
-            try:
-                self._turn(items)
-            except StoreUnavailableError as error:
-                _LOG.error("Nothing goes on until the store works again: %s", error)
-                self._reload(items)
-            except Exception as error:  # noqa: BLE001 - a defect must not take all dispatches along
-                _LOG.exception("A turn of the kernel failed; every dispatch is read again.")
-                self._reload(items, error)
+        while not self._stopping:
+            self.step(max(0.0, self.due() - self._world.monotonic()))
 
-    def _receive(self) -> list[Any]:
-        """Everything in the inbox; waits for the first item, a timer or the next look around."""
-        now = time.monotonic()
+    def due(self) -> float:
+        """The monotonic moment at which something is to be done even if no news comes."""
+        if not self._inbox.empty():
+            return 0.0
         due = min(self._outside.due, self._timers[0][0]) if self._timers else self._outside.due
-        if (passing := self._passing.due()) is not None:
-            due = min(due, passing)
+        passing = self._passing.due()
+        return due if passing is None else min(due, passing)
+
+    def step(self, wait: float) -> None:
+        """One turn, after at most ``wait`` seconds without news. The thread does nothing else."""
+        items = self._receive(wait)
+        if self._stopping:
+            return
+        try:
+            self._turn(items)
+        except StoreUnavailableError as error:
+            _LOG.error("Nothing goes on until the store works again: %s", error)
+            self._reload(items)
+        except Exception as error:  # noqa: BLE001 - a defect must not take all dispatches along
+            _LOG.exception("A turn of the kernel failed; every dispatch is read again.")
+            self._reload(items, error)
+
+    def _receive(self, wait: float) -> list[Any]:
+        """Everything in the inbox; waits for the first item."""
         items: list[Any] = []
         try:
-            items.append(self._inbox.get(timeout=max(0.0, due - now)))
+            items.append(self._inbox.get(timeout=wait))
             while True:
                 items.append(self._inbox.get_nowait())
         except queue.Empty:
@@ -178,9 +193,9 @@ class Engine:
         self._decide_and_store(intake, orders)
 
     def _begin(self, record: DispatchRecord, graph: Graph) -> None:
-        live = LiveDispatch.of(record, graph, self.store)
+        live = LiveDispatch.of(record, graph, self.store, self._world)
         self._live[record.dispatch_id] = live
-        live.begin(time.time())
+        live.begin(self._world.time())
         live.machine.start()
         self._heed(self._early.pop(record.dispatch_id, []))
 
@@ -189,7 +204,7 @@ class Engine:
         if live is None:
             return
         try:
-            live.machine.handle(facts, time.time())
+            live.machine.handle(facts, self._world.time())
         except MachineError as error:
             _LOG.exception("Dispatch %s is set aside.", dispatch_id)
             self._set_aside(dispatch_id, str(error))
@@ -209,11 +224,11 @@ class Engine:
             while self._defects[dispatch_id] < _DEFECTS and not self._stopping:
                 try:
                     self._live[dispatch_id] = LiveDispatch.load(
-                        self.store, dispatch_id, time.time()
+                        self.store, dispatch_id, self._world
                     )
                     break
                 except StoreUnavailableError:
-                    time.sleep(delay)
+                    self._world.sleep(delay)
                     delay = min(delay * 2, 5.0)
                 except ChelateError as error:
                     why = str(error)
@@ -247,7 +262,7 @@ class Engine:
                 events.setdefault(dispatch_id, []).append(fact)
 
     def _fire_timers(self, events: dict[str, list[ev.Event]]) -> None:
-        now = time.monotonic()
+        now = self._world.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, _, dispatch_id, event = heapq.heappop(self._timers)
             events.setdefault(dispatch_id, []).append(event)
@@ -284,7 +299,7 @@ class Engine:
             if request.nodes is None:
                 live.record.cancel_requested = True
                 live.changed = True
-            live.machine.handle([ev.Cancel(request.nodes)], time.time())
+            live.machine.handle([ev.Cancel(request.nodes)], self._world.time())
 
     def _adopt(self) -> None:
         while self._unread:
@@ -293,7 +308,7 @@ class Engine:
                 self._unread.pop()
                 continue
             try:
-                live = LiveDispatch.load(self.store, dispatch_id, time.time())
+                live = LiveDispatch.load(self.store, dispatch_id, self._world)
             except StoreUnavailableError:
                 raise  # it stays unread until the store works again
             except (StoreError, GraphError) as error:
@@ -323,6 +338,7 @@ class Engine:
             live.changed = False
         self._tell(turn)
         self._order(turn)
+        self._lanes.replace_blocked(self._live.values(), orders)
         self._lanes.carry_out(orders)
 
     def _commit(self, commit: Commit, turn: Turn) -> list[CancelRequest]:
@@ -338,7 +354,7 @@ class Engine:
                 if self._stopping:
                     raise
                 _LOG.error("Nothing goes on until the store works again: %s", error)
-                time.sleep(delay)
+                self._world.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
     # -- telling and acting -------------------------------------------------------------------
@@ -362,7 +378,7 @@ class Engine:
             if self._live.get(live.record.dispatch_id) is not live:
                 continue  # another kernel's by now, and so is the effect
             if isinstance(effect, ev.StartTimer):
-                due = time.monotonic() + effect.seconds
+                due = self._world.monotonic() + effect.seconds
                 entry = (due, next(self._tick), live.record.dispatch_id, effect.event)
                 heapq.heappush(self._timers, entry)
             elif isinstance(effect, ev.CancelChild):

@@ -23,6 +23,7 @@ __all__ = [
     "Effect",
     "Ended",
     "Event",
+    "Forbidden",
     "Gone",
     "LookUp",
     "NotFound",
@@ -31,6 +32,7 @@ __all__ = [
     "Run",
     "StartTimer",
     "Started",
+    "Stuck",
     "TimedOut",
     "Unanswerable",
     "Unsure",
@@ -80,12 +82,13 @@ class Unsure:
 
 @dataclass(slots=True)
 class NotFound:
-    """The look-up is certain: the backend never got the key. ``resend`` it under the same key
-    when the backend tells duplicates apart; otherwise the attempt is over."""
+    """The backend does not have the key. ``resend`` it under the same key when the backend tells
+    duplicates apart; otherwise the attempt is over. ``certain``: no request can still arrive."""
 
     node: int
     attempt: int
     resend: bool
+    certain: bool = True
 
 
 @dataclass(slots=True)
@@ -135,6 +138,25 @@ class Gone:
     reason: Reason
     message: str
     counted: bool = True
+
+
+@dataclass(slots=True)
+class Forbidden:
+    """The attempt's claim is taken, so it never starts."""
+
+    node: int
+    attempt: int
+
+
+@dataclass(slots=True)
+class Stuck:
+    """Nothing comes of it at present, and why: it was asked ``tries`` times to stop, or its
+    executor cannot be used."""
+
+    node: int
+    attempt: int
+    message: str
+    tries: int = 0
 
 
 @dataclass(slots=True)
@@ -203,6 +225,8 @@ Event = (
     | Started
     | Ended
     | Gone
+    | Forbidden
+    | Stuck
     | Cancel
     | TimedOut
     | Due

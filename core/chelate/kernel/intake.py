@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +66,7 @@ class Intake:
         if record.cancel_requested or record.child_id is not None or record.status in FINAL:
             return ended
         if node == BUILD_NODE:
-            live.machine.handle([ended], time.time())
+            live.machine.handle([ended], live.world.time())
             changed, _ = live.machine.drain()
             self.kept[live.record.dispatch_id] = {row.node_id: row for row in changed}
             live.replace_graph(bundle, self.blobs, self.store)
@@ -82,10 +81,10 @@ class Intake:
                 f"{self.max_depth} deep. Look for a recursion without an end, or raise the "
                 "setting max_depth.",
             )
-        child, blobs = child_record(live, node, attempt, bundle, time.time(), self.kernel_id)
+        child, blobs = child_record(live, node, attempt, bundle, live.world.time(), self.kernel_id)
         self.blobs.update(blobs)
         assert bundle.graph is not None
-        self.created.append(LiveDispatch.of(child, bundle.graph, self.store))
+        self.created.append(LiveDispatch.of(child, bundle.graph, self.store, live.world))
         return ev.Built(
             node,
             attempt,

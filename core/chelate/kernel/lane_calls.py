@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from chelate.contracts.executor import Executor
 from chelate.errors import PluginContractError
 from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.world import World
 
 __all__ = ["LaneCalls", "contained"]
 
@@ -29,7 +29,7 @@ async def contained(call: Callable[[], Any], what: str) -> Any:
         if not inspect.isawaitable(awaitable):
             raise PluginContractError(f"{what}() must be a coroutine: write 'async def {what}'.")
         return await awaitable
-    except (Exception, asyncio.CancelledError):
+    except (Exception, asyncio.CancelledError, GeneratorExit):
         raise
     except BaseException as error:
         raise PluginContractError(f"{what}() raised {error!r}.") from error
@@ -38,16 +38,25 @@ async def contained(call: Callable[[], Any], what: str) -> Any:
 class LaneCalls:
     """What the parts of a lane share: the executor, its deadlines, and a way to wait for work."""
 
-    def __init__(self, name: str, executor: Executor, report: Callable[[LaneReport], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        executor: Executor,
+        report: Callable[[LaneReport], None],
+        world: World,
+    ) -> None:
         self.name = name
+        self.world = world
         self.executor = executor
         self.report = report
+        self.now = asyncio.get_running_loop().time  # monotonic seconds
         self.limits = executor.limits
         self.capabilities = executor.capabilities
         self.changed = 0.0
         self.closing = False
+        self.beats = 0  # grows while the lane's thread answers
         self._troubled = False
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], None] = {}  # in order
         self._streams: dict[asyncio.Task[Any], float] = {}
 
     # -- calling --------------------------------------------------------------------------------
@@ -68,7 +77,7 @@ class LaneCalls:
         """What an async iterator of the plugin yields; each item has the deadline of a call."""
         task = asyncio.current_task()
         assert task is not None
-        self._streams[task] = time.monotonic()
+        self._streams[task] = self.now()
         try:
             items = call()
             if not hasattr(items, "__aiter__"):
@@ -81,11 +90,11 @@ class LaneCalls:
                     item = await iterator.__anext__()
                 except StopAsyncIteration:
                     return
-                except (Exception, asyncio.CancelledError):
+                except (Exception, asyncio.CancelledError, GeneratorExit):
                     raise
                 except BaseException as error:
                     raise PluginContractError(f"{what}() raised {error!r}.") from error
-                self._streams[task] = time.monotonic()
+                self._streams[task] = self.now()
                 yield item
         finally:
             self._streams.pop(task, None)
@@ -93,7 +102,8 @@ class LaneCalls:
     async def watchdog(self) -> None:
         """Cancel a stream that brought nothing within the call timeout."""
         await asyncio.sleep(min(1.0, self.limits.call_timeout / 2))
-        now = time.monotonic()
+        self.beats += 1
+        now = self.now()
         for task, since in list(self._streams.items()):
             if now - since > self.limits.call_timeout:
                 task.cancel()
@@ -109,13 +119,13 @@ class LaneCalls:
     async def pause(self, seconds: float | None) -> None:
         """Wait until a command arrives or the time is over."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             await asyncio.wait_for(waiter, seconds)
         except asyncio.TimeoutError:
             pass
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
 
     def trouble(self, text: str) -> None:
         """The executor cannot do its work at present, and why."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from chelate.errors import PluginContractError
 from chelate.kernel import events as ev
 from chelate.kernel.keys import split_key
 from chelate.kernel.lane_calls import LaneCalls
-from chelate.kernel.lane_checks import checked_outcome, checked_report, is_seen
+from chelate.kernel.lane_checks import checked_handle, checked_outcome, checked_report, is_seen
 from chelate.kernel.lane_report import LaneReport, sentence
 from chelate.model import Reason
 
@@ -51,6 +50,12 @@ class _Flight:
     silent_since: float = 0.0
     last: Observation | None = None  # what was said last, unless that it had ended
     left: set[str] | None = None  # tasks of a packed job whose outcome is still to come
+    lost: tuple[Reason, str] | None = None  # gone, but a request of it may still be on its way
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The tasks that it still carries."""
+        return tuple(self.left or (self.handle.key,))
 
 
 class Flights:
@@ -62,6 +67,7 @@ class Flights:
         self._ended: dict[str, JobHandle] = {}
         self._releases: list[str] = []
         self._untold: dict[str, dict[str, Any]] = {}  # handles that the engine has not been told
+        self._doubts: dict[str, tuple[Reason, str]] = {}  # refused, but sent before
         self._carriers: dict[str, str] = {}  # task of a packed job → the job
         self._unstored: dict[str, set[str]] = {}  # packed job → tasks not let go yet
 
@@ -86,7 +92,7 @@ class Flights:
                 flight.left = set(handle.tasks)
                 self._unstored[handle.key] = set(handle.tasks)
                 self._carriers.update(dict.fromkeys(handle.tasks, handle.key))
-        self._calls.changed = time.monotonic()
+        self._calls.changed = self._calls.now()
         self._calls.wake()
 
     def _tell_handles(self) -> None:
@@ -116,6 +122,30 @@ class Flights:
             return None
         return flight.handle
 
+    def over(self, key: str) -> bool:
+        """Whether the task's outcome has been told and waits to be stored."""
+        return self._carriers.get(key, key) in self._ended
+
+    async def take_claims(self, keys: Sequence[str]) -> dict[str, JobHandle]:
+        """Keep tasks from starting; the jobs of those that hold their claims already.
+
+        Raises:
+            PluginContractError: the answer is no mapping of handles.
+        """
+        calls = self._calls
+        held = await calls.timed("forbid", lambda: calls.executor.forbid(list(keys)))
+        if not isinstance(held, Mapping):
+            raise PluginContractError(f"forbid() returned {held!r:.200}, not a mapping.")
+        found = {key: held[key] for key in keys if key in held}
+        for key, handle in found.items():
+            checked_handle(handle, key)
+        return found
+
+    def follow(self, told: LaneReport, key: str, handle: JobHandle) -> None:
+        """Another job than the one that was known holds the task's claim."""
+        self.add(handle)
+        tell(told, key, ev.Accepted, handle.to_json())
+
     def split(
         self, keys: Sequence[str], stops: Container[str]
     ) -> tuple[list[JobHandle], list[tuple[JobHandle, list[str]]]]:
@@ -142,10 +172,11 @@ class Flights:
         """One round: release what is stored, look at everything, wait for the next round."""
         calls, limits = self._calls, self._calls.limits
         await self._release()
-        if not self._flights:
+        if not self._flights and not self._doubts:
             await calls.pause(None)
             return
-        handles = [flight.handle for flight in self._flights.values()]
+        await self._settle()
+        handles = [flight.handle for flight in self._flights.values() if flight.lost is None]
         for start in range(0, len(handles), limits.poll_batch):
             batch = handles[start : start + limits.poll_batch]
             answer = await calls.timed("poll", partial(calls.executor.poll, batch))
@@ -154,13 +185,13 @@ class Flights:
             # poll() itself waits; give way once, so that a plugin that does not cannot spin us.
             await asyncio.sleep(0)
             return
-        polled = time.monotonic()
+        polled = self._calls.now()
         while not calls.closing:
             # Counted anew after every wake: a job that has just come must not wait for the
             # long interval of a lane where nothing happened.
             quiet = (polled - calls.changed) / 2
             wakes = polled + min(limits.poll_max, max(limits.poll_min, quiet))
-            left = wakes - time.monotonic()
+            left = wakes - self._calls.now()
             if left <= 0:
                 break
             await calls.pause(left)
@@ -185,7 +216,7 @@ class Flights:
             self._calls.fine()
         ended: list[JobHandle] = []
         partly: list[JobHandle] = []
-        now = time.monotonic()
+        now = self._calls.now()
         for handle in handles:
             flight = self._flights.get(handle.key)
             if flight is None:
@@ -209,7 +240,7 @@ class Flights:
                 if (document := self._untold.pop(handle.key, None)) is not None:
                     tell(told, handle.key, ev.Accepted, document)
                 for key in handle.tasks or (handle.key,):
-                    tell(told, key, ev.Started, seen.started_at or time.time())
+                    tell(told, key, ev.Started, seen.started_at or self._calls.world.time())
             if seen.state is JobState.ENDED:
                 ended.append(handle)
             elif flight.left and flight.left & seen.ended:
@@ -241,16 +272,63 @@ class Flights:
         self._lost(told, flight, Reason.LOST, message)
 
     def _lost(self, told: LaneReport, flight: _Flight, reason: Reason, message: str) -> None:
+        """The job is gone. What never ran may have a twin on its way, whose claim is taken first,
+        so that neither a cancel nor another attempt meets it."""
+        if self._calls.capabilities.claims and not flight.running and flight.lost is None:
+            flight.lost = (reason, message)
+            return
         handle = flight.handle
         del self._flights[handle.key]
         self._untold.pop(handle.key, None)
         self._ended[handle.key] = handle
-        self.let_go(tuple(flight.left or (handle.key,)))
+        self.let_go(flight.keys)
         # The death of the kernel took the job with it; that is nobody's failure.
         detached = self._calls.capabilities.detached
         counted = not (flight.adopted and not detached and reason is Reason.LOST)
-        for key in flight.left or (handle.key,):
+        for key in flight.keys:
             tell(told, key, ev.Gone, reason, message, counted)
+
+    def doubt(self, key: str, reason: Reason, message: str) -> None:
+        """A request for the task was refused, and another may be on its way."""
+        self._doubts[key] = (reason, message)
+        self._calls.wake()
+
+    async def _settle(self) -> None:
+        """Take the claims of jobs that are gone or refused, and follow whoever holds one."""
+        lost = [flight for flight in self._flights.values() if flight.lost is not None]
+        doubts = dict(self._doubts)
+        if not lost and not doubts:
+            return
+        try:
+            asked = [*doubts, *(key for flight in lost for key in flight.keys)]
+            held = await self.take_claims(asked)
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            _LOG.warning("Executor %s: forbid() failed: %s", self._calls.name, sentence(error))
+            self._calls.trouble(sentence(error))
+            return
+        told = LaneReport(self._calls.name)
+        for key, refusal in doubts.items():
+            del self._doubts[key]
+            if key in held:
+                self.follow(told, key, held[key])
+            else:
+                tell(told, key, ev.Refused, *refusal)
+        for flight in lost:
+            assert flight.lost is not None
+            others = {
+                key: handle
+                for key in flight.keys
+                if (handle := held.get(key)) and handle.native_id != flight.handle.native_id
+            }
+            if flight.left is None and others:
+                del self._flights[flight.handle.key]
+            else:
+                flight.left = flight.left and flight.left - others.keys()
+                self._lost(told, flight, *flight.lost)
+            for key, handle in others.items():
+                self.follow(told, key, handle)
+        self._calls.changed = self._calls.now()
+        self._calls.report(told)
 
     # -- collecting -----------------------------------------------------------------------------
 
@@ -298,7 +376,7 @@ class Flights:
                 self._flights[first] = self._flights.pop(first)
 
     def _silent(self, told: LaneReport, flight: _Flight) -> None:
-        now = time.monotonic()
+        now = self._calls.now()
         flight.silent += 1
         if flight.silent == 1:
             flight.silent_since = now

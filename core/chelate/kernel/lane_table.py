@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,16 +14,24 @@ from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lanes import Lane
 from chelate.kernel.live import LiveDispatch, lane_ref
 from chelate.kernel.plugins import Plugins
+from chelate.kernel.resuming import unresolved
 from chelate.kernel.world import World
 from chelate.model import NodeRecord, NodeStatus, Reason
 from chelate.settings import Settings
 
 __all__ = ["LaneTable", "Orders"]
 
+_LOG = logging.getLogger("chelate.lanes")
 _IN_FLIGHT = frozenset(
     {NodeStatus.SUBMITTING, NodeStatus.SUBMITTED, NodeStatus.RUNNING, NodeStatus.CANCELLING}
 )
 _NO_LIMIT = 1 << 30
+_CHECK_EVERY = 1.0  # seconds
+_THREADS = 5
+
+
+def _seconds(limits: Limits | None) -> str:
+    return f"{(limits or Limits()).call_timeout:g}"
 
 
 @dataclass(slots=True)
@@ -35,6 +44,20 @@ class _LaneState:
     failed: str | None = None
     trouble: str | None = None
     flying: set[tuple[str, int]] = field(default_factory=set)
+    beats: int | None = None
+    silent: int = 0  # checks in a row at which its thread had not answered
+    left_behind: int = 0  # threads that its plugin has blocked for good
+
+    def blocked(self) -> bool:
+        """Whether its thread has answered nothing for longer than a call may take.
+
+        Counted in checks, not by a clock: a process that was stopped has checked nothing.
+        """
+        beats = self.lane.beats
+        self.silent = 0 if beats is None or beats != self.beats else self.silent + 1
+        self.beats = beats
+        limit = self.limits.call_timeout if self.limits is not None else 0.0
+        return self.silent * _CHECK_EVERY > limit + 3.0 and self.left_behind < _THREADS
 
     @property
     def room(self) -> int:
@@ -61,8 +84,8 @@ class Orders:
             self.look_up.setdefault(name, []).append(record.key or "")
         elif record.handle is not None and isinstance(effect, ev.Watch):
             self.watch.setdefault(name, []).append(JobHandle.from_json(record.handle))
-        elif record.handle is not None:
-            self.cancel.setdefault(name, []).append(record.key or str(record.handle["key"]))
+        elif isinstance(effect, ev.CancelJob) and record.status is NodeStatus.CANCELLING:
+            self.cancel.setdefault(name, []).append(record.key or "")
 
     def keep_results(self, dispatch_ids: set[str]) -> None:
         """Release no job of these dispatches: their new owner has not collected it."""
@@ -85,6 +108,7 @@ class LaneTable:
         self._settings = settings
         self._report = report
         self._lanes: dict[str, _LaneState] = {}
+        self._check_due = 0.0
 
     def find(self, name: str) -> Lane | None:
         """The lane of that name if it has been opened."""
@@ -118,15 +142,44 @@ class LaneTable:
         state = self._lanes.get(name)
         if state is not None:
             return state
+        state = self._lanes[name] = _LaneState(self._open(name))
+        return state
+
+    def _open(self, name: str) -> Lane:
         ref = lane_ref(name)
 
         def make() -> Executor:
             options = {**self._settings.executors.get(ref.name, {}), **ref.options}
             return self._plugins.executor(ref.name)(**options)
 
-        state = self._lanes[name] = _LaneState(Lane(name, make, self._report, self._world))
-        state.lane.start()
-        return state
+        lane = Lane(name, make, self._report, self._world)
+        lane.start()
+        return lane
+
+    def replace_blocked(self, lives: Iterable[LiveDispatch], orders: Orders) -> None:
+        """Give the work of a thread that its plugin blocks to a new one, as after a restart."""
+        now = self._world.monotonic()
+        if now < self._check_due:
+            return
+        self._check_due = now + _CHECK_EVERY
+        blocked = [name for name, state in self._lanes.items() if state.blocked()]
+        for name in blocked:
+            state = self._lanes[name]
+            state.lane.abandon()
+            state.lane, state.beats, state.silent = self._open(name), None, 0
+            state.left_behind += 1
+            state.trouble = (
+                f"Its plugin blocked its thread for longer than {_seconds(state.limits)} s; "
+                f"thread {state.left_behind + 1} has taken over."
+            )
+            _LOG.error("Executor %s: %s", name, state.trouble)
+        for live in lives if blocked else ():
+            for record in live.machine.records.values():
+                if record.status in _IN_FLIGHT and record.executor in blocked:
+                    policy = live.machine.policy(record.node_id)
+                    for effect in unresolved(record, policy, self._world.time()):
+                        if not isinstance(effect, (ev.StartTimer, ev.CancelChild)):
+                            orders.add(effect, record)
 
     def note(self, report: LaneReport) -> None:
         """Take in what a lane says of itself."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 from chelate.contracts.executor import (
@@ -31,12 +29,13 @@ from chelate.kernel.lane_checks import checked_handle, checked_reason
 from chelate.kernel.lane_flights import Flights, tell
 from chelate.kernel.lane_packs import Departures
 from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.lane_stops import FIRST_WAIT, LAST_WAIT, Stops
+from chelate.kernel.world import World
+from chelate.model import Reason
 
 __all__ = ["LaneWork"]
 
 _LOG = logging.getLogger("chelate.lanes")
-_FIRST_WAIT = 1.0
-_LAST_WAIT = 60.0
 
 
 def _tell_all(report: LaneReport, job: Job, kind: Callable[..., ev.Event], *values: Any) -> None:
@@ -44,39 +43,41 @@ def _tell_all(report: LaneReport, job: Job, kind: Callable[..., ev.Event], *valu
         tell(report, task.key, kind, *values)
 
 
-@dataclass(slots=True)
-class _Stop:
-    """A cancel that goes on until the job is gone. Moments are monotonic seconds."""
-
-    first: float = 0.0
-    tries: int = 0
-    due: float = 0.0
-
-
 class LaneWork:
     """The parts of a lane that talk to the executor; each part is a loop of its own."""
 
-    def __init__(self, name: str, executor: Executor, report: Callable[[LaneReport], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        executor: Executor,
+        report: Callable[[LaneReport], None],
+        world: World,
+    ) -> None:
         self.name = name
-        self._calls = LaneCalls(name, executor, report)
+        self._calls = LaneCalls(name, executor, report, world)
         self._flights = Flights(self._calls)
         self._departures = Departures(executor.limits, executor.capabilities)
-        self._unanswered: dict[str, Job] = {}  # what run() was given
+        self._asked: set[str] = set()  # tasks that run() was given
         self._lookups: dict[str, float] = {}  # key → moment of the first successful look-up
         self._resends: dict[str, int] = {}
-        self._stops: dict[str, _Stop] = {}
+        self._stops = Stops(self._calls, self._flights, self._sending)
 
     def loops(self) -> list[asyncio.Task[None]]:
         """Start the loops; they run until they are cancelled."""
         calls = self._calls
-        parts = (self._runner, self._flights.part, self._seeker, self._stopper, calls.watchdog)
+        parts = (self._runner, self._flights.part, self._seeker, self._stops.part, calls.watchdog)
         return [asyncio.ensure_future(calls.forever(part)) for part in parts]
+
+    @property
+    def beats(self) -> int:
+        """Grows while the lane's thread answers."""
+        return self._calls.beats
 
     # -- commands ----------------------------------------------------------------------------
 
     def enqueue(self, jobs: Sequence[Job]) -> None:
         """Jobs to start."""
-        self._departures.add(jobs, time.monotonic())
+        self._departures.add(jobs, self._calls.now())
         self._calls.wake()
 
     def adopt(self, handles: Sequence[JobHandle]) -> None:
@@ -87,17 +88,18 @@ class LaneWork:
 
     def seek(self, keys: Sequence[str]) -> None:
         """Keys to look up."""
-        asked = {task.key for job in self._unanswered.values() for task in job.tasks}
         for key in keys:
-            if key not in asked and key not in self._departures.keys:  # run() answers for those
+            if not self._sending(key):
                 self._lookups.setdefault(key, 0.0)
         self._calls.wake()
 
+    def _sending(self, key: str) -> bool:
+        """Whether run() is about to answer for this task."""
+        return key in self._departures.keys or key in self._asked
+
     def stop(self, keys: Sequence[str]) -> None:
-        """Jobs to cancel until they are gone."""
-        for key in keys:
-            self._stops.setdefault(key, _Stop())
-        self._calls.wake()
+        """Tasks to end until they are gone."""
+        self._stops.add(keys)
 
     def let_go(self, keys: Sequence[str]) -> None:
         """Jobs whose outcome is stored."""
@@ -111,7 +113,7 @@ class LaneWork:
     # -- running ------------------------------------------------------------------------------
 
     async def _runner(self) -> None:
-        wait = self._departures.wait(time.monotonic())
+        wait = self._departures.wait(self._calls.now())
         if wait != 0.0:
             await self._calls.pause(wait)
             return
@@ -129,7 +131,8 @@ class LaneWork:
 
     async def _run_batch(self, jobs: list[Job]) -> None:
         calls = self._calls
-        unanswered = self._unanswered = {job.key: job for job in jobs}
+        unanswered = {job.key: job for job in jobs}
+        self._asked = {task.key for job in jobs for task in job.tasks}
         report = LaneReport(self.name)
         message = "The executor did not answer for this job."
         outcomes = calls.stream("run", lambda: calls.executor.run(jobs))
@@ -154,15 +157,15 @@ class LaneWork:
                 _tell_all(held, job, ev.Deferred, sentence(error))
             unanswered.clear()
             calls.trouble(sentence(error))
-            calls.later(held, error.retry_after or _FIRST_WAIT)
+            calls.later(held, error.retry_after or FIRST_WAIT)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             message = sentence(error)
             calls.trouble(message)
             _LOG.warning("Executor %s: run() failed: %s", self.name, message, exc_info=error)
         for job in unanswered.values():
             _tell_all(report, job, ev.Unsure, message)
-        self._unanswered = {}
-        calls.changed = time.monotonic()
+        self._asked = set()
+        calls.changed = calls.now()
         if report.events:
             calls.report(report)
         calls.wake()
@@ -174,17 +177,30 @@ class LaneWork:
             self._accepted(report, keys, outcome.handle, document)
         elif isinstance(outcome, Rejected):
             reason = checked_reason(outcome.reason, outcome.message)
-            _tell_all(report, job, ev.Refused, *reason)
             for task in job.tasks:
-                self._resends.pop(task.key, None)
+                if self._resends.pop(task.key, None) is None:
+                    tell(report, task.key, ev.Refused, *reason)
+                else:
+                    self._refused_again(report, task.key, *reason)
         elif isinstance(outcome, Deferred):
             held = LaneReport(self.name)
             _tell_all(held, job, ev.Deferred, str(outcome.message))
-            self._calls.later(held, outcome.delay or _FIRST_WAIT)
+            self._calls.later(held, outcome.delay or FIRST_WAIT)
         elif isinstance(outcome, Unknown):
             _tell_all(report, job, ev.Unsure, str(outcome.message))
         else:
             raise PluginContractError(f"run() yielded {outcome!r:.200}, which is no outcome.")
+
+    def _refused_again(self, report: LaneReport, key: str, reason: Reason, message: str) -> None:
+        """Of a job sent more than once the backend refuses one request; what of the others?"""
+        can = self._calls.capabilities
+        if can.claims:
+            self._flights.doubt(key, reason, message)
+        elif can.find:
+            tell(report, key, ev.Refused, reason, message)
+        else:
+            text = f"It may have started, although a second request was refused: {message}"
+            tell(report, key, ev.Unanswerable, text)
 
     def _accepted(
         self, report: LaneReport, keys: Sequence[str], handle: JobHandle, document: dict[str, Any]
@@ -221,7 +237,7 @@ class LaneWork:
         found = await calls.timed("find", lambda: calls.executor.find(keys))
         if not isinstance(found, Mapping):
             raise PluginContractError(f"find() returned {found!r:.200}, not a mapping.")
-        now = time.monotonic()
+        now = self._calls.now()
         for key in keys:
             handles = list(found.get(key) or ())
             if handles:
@@ -243,83 +259,24 @@ class LaneWork:
 
     def _not_found(self, told: LaneReport, key: str) -> None:
         """The backend never got it. A job that is sent over and over is sent ever more slowly."""
-        if not self._calls.capabilities.idempotent:
+        can = self._calls.capabilities
+        if not can.idempotent:
             tell(told, key, ev.NotFound, False)
             return
+        certain = can.find and not can.claims  # workers that claim are there for late requests
         sent = self._resends.get(key, 0)
         self._resends[key] = sent + 1
         held = LaneReport(self.name) if sent else told
-        tell(held, key, ev.NotFound, True)
+        tell(held, key, ev.NotFound, True, certain)
         if sent:
-            self._calls.later(held, min(_FIRST_WAIT * 2 ** min(sent - 1, 10), _LAST_WAIT))
+            self._calls.later(held, min(FIRST_WAIT * 2 ** min(sent - 1, 10), LAST_WAIT))
 
     async def _stop_copies(self, copies: Sequence[JobHandle]) -> None:
-        if not copies:
-            return
         calls = self._calls
+        if not copies or calls.capabilities.idempotent:
+            return  # copies of such a job end by themselves
         _LOG.warning("Executor %s: %d copies of one job are cancelled.", self.name, len(copies))
         try:
             await calls.timed("cancel", lambda: calls.executor.cancel(list(copies), force=True))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             _LOG.warning("Executor %s: copies go on: %s", self.name, sentence(error))
-
-    # -- cancelling ---------------------------------------------------------------------------
-
-    async def _stopper(self) -> None:
-        now = time.monotonic()
-        for key in [key for key in self._stops if self._flights.get(key) is None]:
-            del self._stops[key]  # over, or never accepted
-        due = {key: stop for key, stop in self._stops.items() if stop.due <= now}
-        if not due:
-            waits = [stop.due - now for stop in self._stops.values()]
-            await self._calls.pause(max(0.01, min(waits)) if waits else None)
-            return
-        grace = self._calls.limits.cancel_grace
-        gentle: list[str] = []
-        forced: list[str] = []
-        for key, stop in due.items():
-            if not stop.tries:
-                stop.first = now
-            harsh = stop.tries > 0 and now - stop.first >= grace
-            (forced if harsh else gentle).append(key)
-            stop.due = now + min(_FIRST_WAIT * 2 ** min(stop.tries, 10), _LAST_WAIT)
-            if not harsh:
-                stop.due = min(stop.due, stop.first + max(grace, 0.01))
-            stop.tries += 1
-        self._calls.changed = now
-        asks = [
-            (self._flights.split(keys, self._stops), force)
-            for keys, force in ((gentle, False), (forced, True))
-        ]
-        for (whole, parts), force in asks:
-            await self._cancel(whole, force=force)
-            for handle, some in parts:
-                await self._cancel_part(handle, some, force=force)
-
-    async def _cancel_part(self, handle: JobHandle, keys: list[str], *, force: bool) -> None:
-        """Some tasks of a packed job; without the executor's help they end with the job."""
-        calls = self._calls
-        if not calls.capabilities.cancel_task:
-            return
-        try:
-            await calls.timed(
-                "cancel_tasks", lambda: calls.executor.cancel_tasks(handle, keys, force=force)
-            )
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            _LOG.warning("Executor %s: a cancel failed: %s", self.name, sentence(error))
-            calls.trouble(sentence(error))
-
-    async def _cancel(self, handles: list[JobHandle], *, force: bool) -> None:
-        """Ask once; after a failure one by one, so that one bad job keeps no other alive."""
-        calls = self._calls
-        if not handles:
-            return
-        try:
-            await calls.timed("cancel", lambda: calls.executor.cancel(handles, force=force))
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            text = sentence(error)
-            _LOG.warning("Executor %s: a cancel failed: %s", self.name, text, exc_info=error)
-            calls.trouble(text)
-            if len(handles) > 1 and not isinstance(error, TimeoutError):
-                for handle in handles:
-                    await self._cancel([handle], force=force)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +17,7 @@ from chelate.errors import AuthenticationError, TransientError
 from chelate.kernel.lane_calls import contained
 from chelate.kernel.lane_report import LaneReport, sentence
 from chelate.kernel.lane_work import LaneWork
+from chelate.kernel.world import Habitat, World
 
 __all__ = ["Lane"]
 
@@ -31,17 +31,22 @@ class Lane:
         name: the lane's name, the executor reference as text.
         make: makes the executor; called in the lane's thread, so a slow import delays only it.
         report: takes a :class:`LaneReport`; called in the lane's thread.
+        world: where the lane's thread comes from.
     """
 
     def __init__(
-        self, name: str, make: Callable[[], Executor], report: Callable[[LaneReport], None]
+        self,
+        name: str,
+        make: Callable[[], Executor],
+        report: Callable[[LaneReport], None],
+        world: World,
     ) -> None:
         self.name = name
         self._make = make
-        self._report = report
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._main, name=f"chelate-lane-{name}", daemon=True)
+        self._take = report
+        self._abandoned = False
+        self._world = world
+        self._habitat: Habitat | None = None
         self._executor: Executor | None = None
         self._work: LaneWork | None = None
         self._early: list[Callable[[LaneWork], None]] = []
@@ -49,8 +54,7 @@ class Lane:
 
     def start(self) -> None:
         """Start the thread; the executor is made and opened in it."""
-        self._thread.start()
-        self._ready.wait()
+        self._habitat = self._world.habitat(f"chelate-lane-{self.name}", self._live)
 
     def _post(self, command: Callable[[LaneWork], None]) -> None:
         self._post_to_loop(partial(self._obey, command))
@@ -58,8 +62,8 @@ class Lane:
     def _post_to_loop(self, callback: Callable[[], None]) -> None:
         # The loop of an executor that could not be made closes by itself, at any moment.
         with suppress(RuntimeError):
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(callback)
+            if self._habitat is not None:
+                self._habitat.loop.call_soon_threadsafe(callback)
 
     def _obey(self, command: Callable[[LaneWork], None]) -> None:
         if self._work is None:
@@ -93,12 +97,28 @@ class Lane:
         Raises:
             TimeoutError: the executor did not answer in time.
         """
-        executor, loop = self._executor, self._loop
-        if executor is None or loop is None or self._work is None:
+        executor, habitat = self._executor, self._habitat
+        if executor is None or habitat is None or self._work is None:
             return b""
         call = contained(lambda: executor.logs(handle, stream, offset, limit), "logs")
-        answer = asyncio.run_coroutine_threadsafe(call, loop).result(executor.limits.call_timeout)
+        answer = asyncio.run_coroutine_threadsafe(call, habitat.loop).result(
+            executor.limits.call_timeout
+        )
         return answer if isinstance(answer, bytes) else b""
+
+    @property
+    def beats(self) -> int | None:
+        """Grows while the thread answers; None before the executor is open."""
+        return None if self._work is None else self._work.beats
+
+    def abandon(self) -> None:
+        """Leave a thread that a plugin blocks to itself; nothing it may still say is heard."""
+        self._abandoned = True
+        self.begin_close()
+
+    def _report(self, report: LaneReport) -> None:
+        if not self._abandoned:
+            self._take(report)
 
     def begin_close(self) -> None:
         """Close the executor (which ends no job that can outlive us) and end the thread."""
@@ -106,8 +126,8 @@ class Lane:
 
     def join(self, timeout: float) -> None:
         """Wait until the thread has ended; a plugin that hangs is left behind."""
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        if self._habitat is not None:
+            self._habitat.join(timeout)
 
     def _begin_close(self) -> None:
         self._closing.set()
@@ -116,13 +136,8 @@ class Lane:
 
     # -- in the lane's thread -----------------------------------------------------------------
 
-    def _main(self) -> None:
-        asyncio.run(self._live())
-
     async def _live(self) -> None:
         self._closing = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._ready.set()
         try:
             self._executor = self._make()
             opened = await self._open(self._executor)
@@ -154,7 +169,7 @@ class Lane:
         return False
 
     async def _drive(self, executor: Executor) -> None:
-        self._work = work = LaneWork(self.name, executor, self._report)
+        self._work = work = LaneWork(self.name, executor, self._report, self._world)
         self._report(LaneReport(self.name, opened=(executor.limits, executor.capabilities)))
         early, self._early = self._early, []
         for command in early:

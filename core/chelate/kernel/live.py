@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +14,7 @@ from chelate.errors import GraphError
 from chelate.graph import Graph, Kind, Node, leaves
 from chelate.kernel.machine import Machine
 from chelate.kernel.reuse import Reuse
+from chelate.kernel.world import World
 from chelate.model import DispatchRecord, ExecutorRef, NodeStatus, Status, ValueRef
 
 __all__ = ["BUILD_NODE", "LiveDispatch", "child_record", "lane_name", "lane_ref"]
@@ -45,15 +44,18 @@ class LiveDispatch:
     record: DispatchRecord
     graph: Graph
     machine: Machine
+    world: World
     parameters: dict[int, str] = field(default_factory=dict)
     taken_apart: frozenset[int] = frozenset()
     reuse: Reuse | None = None
     changed: bool = False
 
     @classmethod
-    def of(cls, record: DispatchRecord, graph: Graph, store: ResultStore) -> LiveDispatch:
+    def of(
+        cls, record: DispatchRecord, graph: Graph, store: ResultStore, world: World
+    ) -> LiveDispatch:
         """A dispatch about to start or to be resumed."""
-        live = cls(record, graph, _machine(record, graph))
+        live = cls(record, graph, _machine(record, graph, world.token()), world)
         live._prepare(store)
         return live
 
@@ -73,7 +75,7 @@ class LiveDispatch:
             self.machine.offered = None if self.reuse is None else []
 
     @classmethod
-    def load(cls, store: ResultStore, dispatch_id: str, now: float) -> LiveDispatch:
+    def load(cls, store: ResultStore, dispatch_id: str, world: World) -> LiveDispatch:
         """Read a dispatch and bring its machine up to date.
 
         Raises:
@@ -83,7 +85,8 @@ class LiveDispatch:
         record = store.dispatch(dispatch_id)
         if record.graph is None:
             raise GraphError(f"Dispatch {dispatch_id} has no graph.")
-        live = cls.of(record, Graph.from_json(store.read(record.graph)), store)
+        live = cls.of(record, Graph.from_json(store.read(record.graph)), store, world)
+        now = world.time()
         if live.reuse is not None:
             rows = store.nodes(dispatch_id)
             live.reuse.resume(rows)
@@ -105,7 +108,7 @@ class LiveDispatch:
         while self.reuse is not None and (offered := self.machine.offered):
             self.machine.offered = []
             reused = self.reuse.decide(offered, self.machine.records)
-            self.machine.handle(reused, time.time())
+            self.machine.handle(reused, self.world.time())
 
     def replace_graph(self, bundle: Bundle, blobs: dict[str, bytes], store: ResultStore) -> None:
         """The graph was built in a worker: go on with it."""
@@ -118,7 +121,7 @@ class LiveDispatch:
         self.record.inputs = bundle.inputs or self.record.inputs
         self.graph = bundle.graph
         requested = self.machine.cancel_requested
-        self.machine = _machine(self.record, bundle.graph)
+        self.machine = _machine(self.record, bundle.graph, self.world.token())
         self.machine.cancel_requested = requested
         self._prepare(store)
         self.changed = True
@@ -187,9 +190,9 @@ class LiveDispatch:
         return "\n\n".join(parts)
 
 
-def _machine(record: DispatchRecord, graph: Graph) -> Machine:
+def _machine(record: DispatchRecord, graph: Graph, token: str) -> Machine:
     lanes = [lane_name(policy.executor) for policy in graph.policies]
-    machine = Machine(record.dispatch_id, graph, lanes, secrets.token_hex(4))
+    machine = Machine(record.dispatch_id, graph, lanes, token)
     machine.cancel_requested = record.cancel_requested
     return machine
 

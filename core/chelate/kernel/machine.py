@@ -8,16 +8,12 @@ hundred thousand.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 from chelate.errors import MachineError
-from chelate.graph import Graph
 from chelate.kernel import events as ev
-from chelate.kernel.ledger import Ledger
+from chelate.kernel.moves import Moves
 from chelate.kernel.resuming import unresolved
-from chelate.kernel.retries import verdict
 from chelate.kernel.transitions import BUG, LATE, TABLE
 from chelate.model import FINAL, NodeRecord, NodeStatus, Reason, Status
 
@@ -27,30 +23,13 @@ S = NodeStatus
 _UNSENT = frozenset({S.WAITING, S.READY, S.BACKOFF})
 
 
-class Machine(Ledger):
+class Machine(Moves):
     """The nodes of one dispatch and what may happen to them.
 
     ``records`` are live: the caller stores those named by :meth:`drain` and must not change
     them. ``lane_of`` maps a policy index to the name of the lane that runs it. ``token`` is
     random, so that no key is ever made twice, whoever takes the dispatch over.
     """
-
-    def __init__(self, dispatch_id: str, graph: Graph, lane_of: list[str], token: str) -> None:
-        super().__init__(graph)
-        self.dispatch_id = dispatch_id
-        self.ready: dict[str, deque[int]] = {}
-        self.offered: list[int] | None = None  # nodes that became ready for the first time
-        self._lane_of = lane_of
-        self._children: dict[int, list[int]] = {}
-        self._pending: dict[int, int] = {}
-        self._unsent: set[int] = set()
-        self._resumed: set[int] = set()  # looked up because an earlier kernel stopped
-        self._now = 0.0
-        self._token = token
-        for node_id, parents in graph.dependencies().items():
-            self._pending[node_id] = len(parents)
-            for parent in parents:
-                self._children.setdefault(parent, []).append(node_id)
 
     # -- entry points -------------------------------------------------------------------------
 
@@ -145,73 +124,12 @@ class Machine(Ledger):
             taken.append(node_id)
         return taken
 
-    def _begin(self, record: NodeRecord) -> None:
-        record.executor = self._lane_of[self.nodes[record.node_id].policy]
-        record.handle = None
-        record.started_at = self._now
-        record.ended_at = None
-        record.due = None
-        self._resumed.discard(record.node_id)
-        record.reason = record.error = record.exception = None
-        record.stdout = record.stderr = record.usage = None
-        self._unsent.add(record.node_id)
-        self._move(record, S.SUBMITTING)
-        self._effects.append(ev.Run(record.node_id))
-
     def sent(self, node_id: int) -> bool:
         """The intent is committed; whether the attempt may still be handed to its lane."""
         if node_id in self._unsent:
             self._unsent.discard(node_id)
             return self.records[node_id].status is S.SUBMITTING
         return False
-
-    # -- moves --------------------------------------------------------------------------------
-
-    def _offer(self, node_id: int) -> None:
-        record = self.records[node_id]
-        stored = record.status is not S.WAITING
-        self._move(record, S.READY, store=stored)
-        lane = self._lane_of[self.nodes[node_id].policy]
-        self.ready.setdefault(lane, deque()).append(node_id)
-        if self.offered is not None and record.attempt == 0:
-            self.offered.append(node_id)
-
-    def _finish(self, record: NodeRecord, status: NodeStatus, reason: Reason | None) -> None:
-        record.ended_at = record.ended_at or self._now
-        record.reason = reason.value if reason else None
-        record.due = None
-        self._unsent.discard(record.node_id)
-        self._move(record, status)
-        self._propagate(record.node_id, record)
-
-    def _propagate(self, node_id: int, record: NodeRecord) -> None:
-        """Tell what depends on an ended node, by work list: chains may be 10,000 long."""
-        if record.status is S.COMPLETED:
-            for child in self._children.get(node_id, ()):
-                self._pending[child] -= 1
-                if not self._pending[child] and self.records[child].status is S.WAITING:
-                    self._offer(child)
-            return
-        cancelled = record.status in (S.CANCELLED, S.CANCELLING)
-        blame = f"{self.nodes[node_id].name} ({node_id})"
-        stack = list(self._children.get(node_id, ()))
-        while stack:
-            child = stack.pop()
-            waiting = self.records[child]
-            if waiting.status is not S.WAITING:
-                continue
-            waiting.ended_at = waiting.started_at = self._now
-            if cancelled:
-                waiting.cancel_requested = True
-                waiting.reason = Reason.CANCELLED_BY_USER.value
-                waiting.error = f"Cancelled, because {blame} was cancelled."
-                self._move(waiting, S.CANCELLED)
-            else:
-                waiting.reason = Reason.UPSTREAM.value
-                word = "was skipped" if record.status is S.SKIPPED else "failed"
-                waiting.error = f"Skipped, because {blame} {word}."
-                self._move(waiting, S.SKIPPED)
-            stack.extend(self._children.get(child, ()))
 
     # -- cancelling ---------------------------------------------------------------------------
 
@@ -227,26 +145,18 @@ class Machine(Ledger):
             if status in FINAL or record.cancel_requested:
                 continue
             record.cancel_requested = True
-            if status in _UNSENT or node_id in self._unsent or status is S.UNCERTAIN:
+            fresh = node_id in self._unsent and node_id not in self._resent
+            if status in _UNSENT or fresh or status is S.UNCERTAIN:
                 record.error = None
                 self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
             else:
                 self._stop(record, Reason.CANCELLED_BY_USER)
                 self._propagate(node_id, record)
 
-    def _stop(self, record: NodeRecord, reason: Reason) -> None:
-        if record.status is S.EXPANDED:
-            assert record.child_id is not None
-            self._effects.append(ev.CancelChild(record.node_id, record.child_id))
-        elif record.handle is not None and record.status is not S.CANCELLING:
-            self._effects.append(ev.CancelJob(record.node_id))
-        record.reason = reason.value
-        self._move(record, S.CANCELLING)
-
     # -- handlers, named in TABLE -------------------------------------------------------------
 
     def _on_accepted(self, record: NodeRecord, event: ev.Accepted) -> None:
-        record.handle = event.handle
+        record.handle, record.error = event.handle, None
         if record.status is S.CANCELLING:
             self._effects.append(ev.CancelJob(record.node_id))
             self._dirty[record.node_id] = None
@@ -255,14 +165,20 @@ class Machine(Ledger):
 
     def _on_refused(self, record: NodeRecord, event: ev.Refused) -> None:
         if record.status is S.CANCELLING and record.cancel_requested:
-            self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
+            self._cancelled(record)
         else:
             record.error = event.message
             self._finish(record, S.FAILED, event.reason)
 
     def _on_deferred(self, record: NodeRecord, event: ev.Deferred) -> None:
-        if record.status is S.CANCELLING:
-            self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
+        if record.node_id in self._resent:
+            # This request did not arrive, but an earlier one may.
+            if record.status is S.CANCELLING:
+                self._effects += [ev.LookUp(record.node_id), ev.CancelJob(record.node_id)]
+            else:
+                self._begin(record, again=True)
+        elif record.status is S.CANCELLING:
+            self._cancelled(record)
         else:
             record.attempt -= 1  # it never left, so its number is free again
             self._offer(record.node_id)
@@ -274,9 +190,12 @@ class Machine(Ledger):
 
     def _on_not_found(self, record: NodeRecord, event: ev.NotFound) -> None:
         if record.status is S.CANCELLING:
-            self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
+            if event.certain:
+                self._cancelled(record)
+            else:
+                self._effects.append(ev.CancelJob(record.node_id))
         elif event.resend:
-            self._begin(record)
+            self._begin(record, again=True)
         else:
             stopped = record.node_id in self._resumed
             message = record.error or "The kernel stopped before the job was known."
@@ -307,8 +226,7 @@ class Machine(Ledger):
         record.stdout, record.stderr = event.stdout, event.stderr
         record.usage = event.usage
         if record.status is S.CANCELLING and record.cancel_requested:
-            record.error = None
-            self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
+            self._cancelled(record)
         elif event.ok:
             record.output, record.error = event.output, None
             self._finish(record, S.COMPLETED, None)
@@ -321,16 +239,28 @@ class Machine(Ledger):
 
     def _on_gone(self, record: NodeRecord, event: ev.Gone) -> None:
         if record.status is S.CANCELLING:
-            if record.cancel_requested:
-                self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
-                return
-            self._retry(record, Reason.TIMEOUT, self._too_long(record), True)
+            self._stopped(record)
         else:
             self._retry(record, event.reason, event.message, event.counted)
 
-    def _too_long(self, record: NodeRecord) -> str:
-        limit = self.policy(record.node_id).timeout
-        return f"The task ran longer than its time limit of {limit:g} s."
+    def _on_forbidden(self, record: NodeRecord, event: ev.Forbidden) -> None:
+        self._stopped(record)
+
+    def _stopped(self, record: NodeRecord) -> None:
+        """Whoever asked for it to stop, it has."""
+        if record.cancel_requested:
+            self._cancelled(record)
+        else:
+            self._retry(record, Reason.TIMEOUT, self._too_long(record), True)
+
+    def _cancelled(self, record: NodeRecord) -> None:
+        record.error = None
+        self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
+
+    def _on_stuck(self, record: NodeRecord, event: ev.Stuck) -> None:
+        record.error = event.message
+        record.cancel_tries = max(record.cancel_tries, event.tries)
+        self._dirty[record.node_id] = None
 
     def _on_timed_out(self, record: NodeRecord, event: ev.TimedOut) -> None:
         self._stop(record, Reason.TIMEOUT)
@@ -366,31 +296,3 @@ class Machine(Ledger):
         record.child_id = event.child_id
         record.started_at = record.ended_at = self._now
         self._finish(record, S.COMPLETED, None)
-
-    # -- retrying -----------------------------------------------------------------------------
-
-    def _retry(self, record: NodeRecord, reason: Reason, message: str, counted: bool) -> None:
-        """End the attempt; try again if its budget allows, else fail."""
-        retry = self.policy(record.node_id).retry
-        entry: dict[str, Any] = {
-            "attempt": record.attempt,
-            "reason": reason.value,
-            "message": message[-2000:],
-            "started_at": record.started_at,
-            "ended_at": record.ended_at or self._now,
-        }
-        if not counted:
-            entry["counted"] = False
-        delay = verdict(record, retry, reason, counted)
-        record.error = message
-        if delay is None:
-            self._finish(record, S.FAILED, reason)
-            return
-        record.attempts = [*record.attempts, entry]
-        record.reason = reason.value
-        if delay <= 0:
-            self._offer(record.node_id)
-            return
-        record.due = self._now + delay
-        self._move(record, S.BACKOFF)
-        self._effects.append(ev.StartTimer(ev.Due(record.node_id, record.attempt), delay))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from chelate.contracts.store import CancelRequest, ResultStore
 from chelate.kernel import events as ev
 from chelate.kernel.live import LiveDispatch
+from chelate.kernel.world import World
 from chelate.model import FINAL, NodeStatus
 
 __all__ = ["Outside"]
@@ -18,8 +18,9 @@ _ADOPT_EVERY = 1.0
 class Outside:
     """Looks into the store now and then, and at once after :meth:`hurry`."""
 
-    def __init__(self, store: ResultStore, interval: float) -> None:
+    def __init__(self, store: ResultStore, interval: float, world: World) -> None:
         self._store = store
+        self._world = world
         self._interval = interval
         self._counter = -1
         self._adopt_due = 0.0
@@ -31,7 +32,7 @@ class Outside:
 
     def look_due(self) -> bool:
         """Whether it is time to look; the next time is set."""
-        now = time.monotonic()
+        now = self._world.monotonic()
         if now < self.due:
             return False
         self.due = now + self._interval
@@ -48,7 +49,7 @@ class Outside:
 
     def adopted(self, kernel_id: str) -> list[str]:
         """Dispatches taken over from kernels that are gone; once a second at the most."""
-        now = time.monotonic()
+        now = self._world.monotonic()
         if now < self._adopt_due:
             return []
         self._adopt_due = now + _ADOPT_EVERY

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Container
 
+from chelate.kernel.world import World
 from chelate.model import NodeRecord, NodeStatus
 
 __all__ = ["Passing"]
@@ -20,7 +20,8 @@ class Passing:
     dies with this process, and a short task would be written three times over.
     """
 
-    def __init__(self, dies_with_us: Callable[[str | None], bool]) -> None:
+    def __init__(self, dies_with_us: Callable[[str | None], bool], world: World) -> None:
+        self._world = world
         self._dies_with_us = dies_with_us
         self._held: dict[tuple[str, int], tuple[float, NodeRecord]] = {}
 
@@ -32,7 +33,7 @@ class Passing:
 
     def sift(self, changed: dict[str, dict[int, NodeRecord]], live: Container[str]) -> None:
         """Take passing rows out of ``changed`` and put those in that have lasted."""
-        now = time.monotonic()
+        now = self._world.monotonic()
         ours: dict[str | None, bool] = {}
         held = self._held
         for dispatch_id, records in changed.items():
@@ -52,7 +53,7 @@ class Passing:
         while self._held:
             entry = next(iter(self._held))
             since, record = self._held[entry]
-            if now - since < _AFTER:
+            if now < since + _AFTER:
                 break
             del self._held[entry]
             if entry[0] in live:

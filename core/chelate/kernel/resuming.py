@@ -19,10 +19,11 @@ def unresolved(record: NodeRecord, policy: TaskPolicy, now: float) -> list[ev.Ef
     if status is S.CANCELLING and record.child_id is not None:
         # Its own job ended when the sub-workflow was built.
         return [ev.CancelChild(node_id, record.child_id)]
-    if status is S.SUBMITTING or (status is S.CANCELLING and record.handle is None):
+    if status is S.SUBMITTING:
         return [ev.LookUp(node_id)]
     if status is S.CANCELLING:
-        return [ev.Watch(node_id), ev.CancelJob(node_id)]
+        ask: ev.Effect = ev.LookUp(node_id) if record.handle is None else ev.Watch(node_id)
+        return [ask, ev.CancelJob(node_id)]
     if status is S.SUBMITTED or status is S.RUNNING:
         effects: list[ev.Effect] = [ev.Watch(node_id)]
         if status is S.RUNNING and record.due is not None:

@@ -69,6 +69,10 @@ def collecting_later() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():
+                # Together these two count all there is as old, without looking at any of it.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
@@ -289,7 +293,12 @@ def _output(records: Mapping[int, NodeRecord], node_id: int) -> ValueRef:
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> frozenset[str]:
     """Names of tasks that two dispatches replace by different things."""
     before, after = old.get("replacement_prints") or {}, new.get("replacement_prints") or {}
-    return frozenset(name for name in {*before, *after} if before.get(name) != after.get(name))
+    # A replacement without a print is the same as nothing, itself included.
+    return frozenset(
+        name
+        for name in {*before, *after}
+        if before.get(name) != after.get(name) or before.get(name) is None
+    )
 
 
 def parent_trouble(store: ResultStore, options: Mapping[str, Any]) -> str | None:

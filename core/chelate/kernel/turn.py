@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 
 from chelate.contracts.store import Commit
@@ -38,7 +37,7 @@ class Turn:
         self._new = {live.record.dispatch_id for live in intake.created}
         for live in intake.created:
             lives[live.record.dispatch_id] = live
-            live.begin(time.time())
+            live.begin(live.world.time())
             live.machine.start()
 
     def commit(self) -> Commit | None:
@@ -104,10 +103,10 @@ class Turn:
             return
         child.record.cancel_requested = True
         child.changed = True
-        child.machine.handle([ev.Cancel(None)], time.time())
+        child.machine.handle([ev.Cancel(None)], child.world.time())
 
     def _end(self, live: LiveDispatch) -> None:
-        live.finish(time.time())
+        live.finish(live.world.time())
         self.over.append(live)
         record = live.record
         del self._lives[record.dispatch_id]
@@ -116,4 +115,4 @@ class Turn:
             ended = ev.ChildEnded(
                 record.parent_node, record.dispatch_id, record.status, record.result, record.error
             )
-            parent.machine.handle([ended], time.time())
+            parent.machine.handle([ended], parent.world.time())
