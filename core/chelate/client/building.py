@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 from chelate.bundle import Bundle
 from chelate.client.codec import load_value
-from chelate.errors import BuildError
+from chelate.errors import BuildError, ChelateError
 from chelate.graph import Graph, Node
 
 __all__ = ["build_apart", "main"]
@@ -55,21 +56,24 @@ def build_apart(
         done = subprocess.run(
             [sys.executable, "-m", "chelate.client.building", folder],
             env=environment,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
         result = Path(folder) / "bundle"
         if done.returncode or not result.exists():
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            said = Path(folder) / "error"
+            last = said.read_text().splitlines() if said.exists() else []
+            last = last or done.stderr.strip().splitlines()[-1:] or ["no message"]
             here, made = _minor(platform.python_version()), _minor(options.get("python") or "")
             hint = ""
-            if made and made != here:
+            if made and made != here and f"Python {made}" not in last[0]:
                 hint = (
                     f" It was stored by Python {made} and this is Python {here}; plan it there, or "
                     "dispatch the workflow from its source with reuse_from=."
                 )
-            raise BuildError(f"The stored workflow cannot be built here: {last[0]}{hint}")
+            raise BuildError(f"The stored workflow cannot be built: {last[0]}{hint}")
         built = Bundle.from_bytes(result.read_bytes())
     assert built.graph is not None
     return built.graph, built.blobs
@@ -94,14 +98,20 @@ def main(folder: str) -> None:
 
     if request["code"]:
         use_code(request["code"], str(place / request["code"]), folder)
-    data = build_in_worker(
-        read(request["lattice"]),
-        tuple(load_value(read(digest)) for digest in request["args"]),
-        {name: load_value(read(digest)) for name, digest in request["kwargs"].items()},
-        defaults=request["defaults"],
-        replacements={name: read(digest) for name, digest in request["replacements"].items()},
-        code=request["code"],
-    )
+    try:
+        data = build_in_worker(
+            read(request["lattice"]),
+            tuple(load_value(read(digest)) for digest in request["args"]),
+            {name: load_value(read(digest)) for name, digest in request["kwargs"].items()},
+            defaults=request["defaults"],
+            replacements={name: read(digest) for name, digest in request["replacements"].items()},
+            code=request["code"],
+        )
+    except ChelateError as error:
+        # The line that called this process is none of the user's.
+        told = re.sub(r" \(<frozen runpy>:\d+\)", "", str(error))
+        (place / "error").write_text(" ".join(told.split()))
+        sys.exit(1)
     (place / "bundle").write_bytes(data)
 
 

@@ -20,6 +20,7 @@ import cloudpickle
 
 from chelate.client.frames import current_line
 from chelate.errors import ForeignPlaceholderError, GraphError, SerializationError
+from chelate.worker import PYTHON_MARK, other_python, reduce_wrapper
 
 __all__ = [
     "ATOMS",
@@ -44,7 +45,7 @@ class _LatticePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle
         state = getattr(type(obj), "__chelate_state__", None)
         if state is not None:
             return copyreg.__newobj__, (type(obj),), state(obj)  # type: ignore[attr-defined]
-        return _reduce_module(obj) or super().reducer_override(obj)
+        return _reduce_module(obj) or reduce_wrapper(obj) or super().reducer_override(obj)
 
 
 class _TaskPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -55,7 +56,7 @@ class _TaskPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
         if plain is not None:
             # A reduction must be a call; the greatest of one thing is that thing.
             return max, ((plain(obj),),)
-        return _reduce_module(obj) or super().reducer_override(obj)
+        return _reduce_module(obj) or reduce_wrapper(obj) or super().reducer_override(obj)
 
 
 def _reduce_module(module: Any) -> Any:
@@ -114,6 +115,14 @@ def load_value(data: bytes | memoryview) -> Any:
     Raises:
         SerializationError: it cannot be loaded in this environment; the cause is attached.
     """
+    other = other_python(data)
+    if other is not None:
+        here = "{}.{}".format(*sys.version_info)
+        raise SerializationError(
+            f"This holds code that was stored by Python {other} and cannot be loaded by Python "
+            f"{here}. Use Python {other}, or dispatch the workflow again from its source with "
+            "reuse_from=."
+        )
     try:
         return pickle.loads(data)
     except Exception as error:
@@ -147,7 +156,8 @@ def _dump(pickler: type[cloudpickle.Pickler], value: Any, what: str) -> bytes:
 def _attempt(pickler: type[cloudpickle.Pickler], value: Any) -> bytes:
     buffer = io.BytesIO()
     pickler(buffer, protocol=PROTOCOL).dump(value)
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    return data if b"CodeType" not in data else data[:2] + PYTHON_MARK + data[2:]
 
 
 def _advice(part: Any, cause: Exception) -> str:

@@ -13,6 +13,7 @@ from chelate.client.recorder import active_build, is_placeholder
 from chelate.client.signature import check_plain
 from chelate.errors import ConfigError, ForeignPlaceholderError, GraphError
 from chelate.model import ExecutorRef
+from chelate.worker import GENERIC
 
 __all__ = ["Electron", "electron"]
 
@@ -99,7 +100,10 @@ class Electron:
         return self.function
 
     def __chelate_state__(self) -> dict[str, Any]:
-        return self.__dict__
+        if "registry" not in self.__dict__:
+            return self.__dict__
+        # Parts of a generic function only hold for the process that made it.
+        return {key: value for key, value in self.__dict__.items() if key not in GENERIC}
 
 
 def _name_of(function: Any) -> str:

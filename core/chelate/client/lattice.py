@@ -210,7 +210,7 @@ def lattice(
         name: instead of the function's own name.
 
     Raises:
-        ConfigError: an option of the wrong type or out of range.
+        ConfigError: an option of the wrong type or out of range, or what is no trigger.
         GraphError: an async or generator function, or no function at all.
     """
     options = Options.read(
@@ -223,8 +223,7 @@ def lattice(
     )
     if name is not None and (not isinstance(name, str) or not name):
         raise ConfigError(f"name={name!r} must be a text.")
-    armed = tuple(triggers) if isinstance(triggers, (list, tuple)) else (triggers,)
-    armed = () if triggers is None else armed
+    armed = () if triggers is None else _read_triggers(triggers)
 
     def decorate(function: Callable[..., Any]) -> Lattice:
         if isinstance(function, Lattice):
@@ -232,3 +231,16 @@ def lattice(
         return Lattice(function, name=name, options=options, triggers=armed)
 
     return decorate if function is None else decorate(function)
+
+
+def _read_triggers(given: Any) -> tuple[Any, ...]:
+    from chelate.contracts.trigger import BaseTrigger
+
+    triggers = tuple(given) if isinstance(given, (list, tuple, set, frozenset)) else (given,)
+    for trigger in triggers:
+        if not isinstance(trigger, BaseTrigger):
+            hint = f"{trigger.__name__}(…)" if isinstance(trigger, type) else "TimeTrigger(60)"
+            raise ConfigError(
+                f"triggers={given!r:.80} must be a trigger or a list of them, for example {hint}."
+            )
+    return triggers

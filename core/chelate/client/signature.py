@@ -81,9 +81,39 @@ class Parameters:
             elif p.kind == p.KEYWORD_ONLY and p.default is p.empty:
                 self.least = _UNLIMITED
 
+    @classmethod
+    def stored(cls, data: list[list[Any]], title: str) -> Parameters:
+        """The inverse of :meth:`to_json`; defaults have no values."""
+
+        def stand_in() -> None:
+            """Lends the signature a callable."""
+
+        kinds = {kind.name: kind for kind in inspect._ParameterKind}
+        stand_in.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name, kinds[kind], default=None if optional else inspect.Parameter.empty
+                )
+                for name, kind, optional in data
+            ]
+        )
+        return cls(stand_in, title)
+
+    def to_json(self) -> list[list[Any]] | None:
+        """``[[name, kind, whether it has a default], …]``; None when nothing is known."""
+        if self._signature is None:
+            return None
+        given = self._signature.parameters.values()
+        return [[p.name, p.kind.name, p.default is not p.empty] for p in given]
+
     def all_names(self) -> tuple[str, ...]:
-        """Every parameter in order; ``*args`` and ``**kwargs`` by their bare names."""
-        return () if self._signature is None else tuple(self._signature.parameters)
+        """Every parameter in order; ``*args`` and ``**kwargs`` with their stars."""
+        if self._signature is None:
+            return ()
+        one, two = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        stars: dict[Any, str] = {one: "*", two: "**"}
+        given = self._signature.parameters.values()
+        return tuple(stars.get(p.kind, "") + p.name for p in given)
 
     def bind(
         self,

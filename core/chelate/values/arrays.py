@@ -1,18 +1,25 @@
-"""How arrays, tables and tensors are taken apart: numpy, pandas, torch.
+"""How objects of libraries are taken apart: numpy, pandas, torch, pydantic.
 
 Every rule gets the loaded library as an argument, so none is imported here.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, Final
 
-from .encoding import Chunk, Encoder
+from .encoding import Chunk, Encoder, Unstable
 
 __all__ = ["LIBRARIES"]
 
 _BLOCK: Final = 8 << 20
+# What else pydantic's objects hold follows, and names addresses and whole modules.
+_VALIDATING: Final = {
+    "TypeAdapter": ("_config", "_type"),
+    "ValidateCallWrapper": ("config_wrapper", "function", "validate_return"),
+}
+_VECTORIZED: Final = {"cache", "excluded", "otypes", "pyfunc", "signature"}  # the rest follows
 
 
 def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] | None:
@@ -35,7 +42,13 @@ def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] |
     if isinstance(value, np.random.RandomState):
         return encoder.record("random", value.get_state(legacy=False))
     if isinstance(value, np.ufunc):
-        return encoder.record("ufunc", value.__name__)
+        made = [item for item in gc.get_referents(value) if callable(item)]  # by frompyfunc
+        if not made and set("".join(value.types)) <= set("O->"):
+            raise Unstable(f"{value.__name__} hides the function it was made of")
+        return encoder.record("ufunc", value.__name__, *made)
+    if isinstance(value, np.vectorize):
+        fields = {name: item for name, item in vars(value).items() if name in _VECTORIZED}
+        return encoder.fields("instance", type(value), fields)
     return None
 
 
@@ -113,8 +126,17 @@ def _torch(encoder: Encoder, torch: Any, value: Any, package: str) -> list[Chunk
     return encoder.record("tensor", head, memoryview(flat))
 
 
+def _pydantic(encoder: Encoder, pydantic: Any, value: Any, package: str) -> list[Chunk] | None:
+    fields = _VALIDATING.get(type(value).__name__) if package == "pydantic" else None
+    if fields is None:
+        return None
+    given = {name: getattr(value, name) for name in fields if hasattr(value, name)}
+    return encoder.fields("instance", type(value), given)
+
+
 LIBRARIES: Final[dict[str, Callable[[Encoder, Any, Any, str], list[Chunk] | None]]] = {
     "numpy": _numpy,
     "pandas": _pandas,
+    "pydantic": _pydantic,
     "torch": _torch,
 }

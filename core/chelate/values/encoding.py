@@ -196,12 +196,33 @@ def class_name(kind: type) -> str:
     return f"{module}:{kind.__qualname__}"
 
 
+Follow = Callable[[Any, bool], "str | None"]
+
+
+_MUTABLE: Final = frozenset({list, dict, set, bytearray})
+
+
+def _has_identity(kind: type) -> bool:
+    """Whether it can be told apart if two parts are one instance of a class, or two equal ones."""
+    return kind.__hash__ in (None, object.__hash__) and written_by_user(kind)
+
+
 class Encoder:
     """One pass over one value. ``code`` has the digests of the users' code that was met, by kind
-    and name: ``class project.models:Model``."""
+    and name: ``class project.models:Model``.
 
-    def __init__(self, other: Callable[[Encoder, Any], list[Chunk]]) -> None:
+    With ``follow`` the value is one that code refers to where it stands, not one that is pickled:
+    whoever walks over the code takes what ``follow(found, unordered)`` answers for, and the text
+    it gives stands for that. Which mutable parts are one object counts then too.
+    """
+
+    def __init__(
+        self, other: Callable[[Encoder, Any], list[Chunk]], follow: Follow | None = None
+    ) -> None:
         self.code: dict[str, str] = {}
+        self.follow = follow
+        self.unordered = 0
+        self._seen: dict[int, tuple[Any, int]] = {}
         self._other = other
         self._memo: dict[int, tuple[Any, bytes]] = {}
         self._path: dict[int, int] = {}
@@ -247,6 +268,12 @@ class Encoder:
         if scalar is not None:
             return scalar(value)
         key = id(value)
+        if self.follow is not None and not self.unordered and key not in self._path:
+            first = self._seen.get(key)
+            if first is not None:
+                return b"=" + struct.pack("<Q", first[1])
+            if type(value) in _MUTABLE or _has_identity(type(value)):
+                self._seen[key] = value, len(self._seen)
         known = self._memo.get(key)
         if known is not None:
             return known[1]
@@ -278,6 +305,8 @@ class Encoder:
         """How the class of ``value`` counts: by name, and the user's own with its code."""
         kind = value if isinstance(value, type) else type(value)
         name = class_name(kind)
+        if self.follow is not None:
+            return f"{name} {self.follow(kind, self.unordered > 0)}"
         digest = code_of(kind) if written_by_user(kind) else None
         if digest is None:
             return name
@@ -331,7 +360,10 @@ class Encoder:
             found = _uniform(sorted(values))
             if found is not None:
                 return [tag, *found]
-        return [tag, *_layout(_sorted_parts({self.part(value) for value in values}))]
+        self.unordered += 1
+        parts = {self.part(value) for value in values}
+        self.unordered -= 1
+        return [tag, *_layout(_sorted_parts(parts))]
 
 
 class Field(str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import copy
 import copyreg
 import dataclasses
@@ -13,7 +14,9 @@ import fractions
 import functools
 import pathlib
 import re
+import struct
 import sys
+import typing
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +37,11 @@ from .files import File
 
 __all__ = ["FOUND", "HOOKS", "encode"]
 
+# Flags of classes: made at run time, and whether code may change them (that in C may not be).
+_HEAP: Final = 1 << 9
+_CHANGEABLE: Final = 1 << 9 | 1 << 8
+_BEHIND: Final = ("bound", "constraints", "supertype", "value")  # what a named type hint stands for
+_WRITTEN: Final = frozenset({"__dict__", "__slots__", "__weakref__"})
 Rule = Callable[[Encoder, Any], "list[Chunk]"]
 HOOKS: dict[type, Callable[[Any], Any]] = {}
 # Classes whose instances no hook and no library answers for; emptied when a hook is added.
@@ -47,9 +55,19 @@ _CHECKED: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 def encode(encoder: Encoder, value: Any) -> list[Chunk]:
     """The rule for anything but exact scalars and exact containers."""
     kind = type(value)
+    if encoder.follow is not None:
+        found = encoder.follow(value, encoder.unordered > 0)
+        if found is not None:
+            return encoder.record("part", found)
+        if kind in _LIVE:
+            return _LIVE[kind](encoder, value)
     rule = _EXACT.get(kind) or FOUND.get(kind)
     if rule is not None:
         return rule(encoder, value)
+    if not issubclass(kind, type) and (
+        kind.__module__ == "typing" or typing.get_origin(value) is not None
+    ):
+        return _hint(encoder, value, kind)
     named = _named(encoder, value)
     if named is not None:
         return named
@@ -62,16 +80,16 @@ def encode(encoder: Encoder, value: Any) -> list[Chunk]:
     for name, library_rule in LIBRARIES.items():
         module = sys.modules.get(name)
         if module is not None:
-            found = library_rule(encoder, module, value, package)
-            if found is not None:
-                return found
+            chunks = library_rule(encoder, module, value, package)
+            if chunks is not None:
+                return chunks
     for base, rule in _BASES:
         if isinstance(value, base):
             return rule(encoder, value)
     for base in _PLAIN:
         if isinstance(value, base):
             return _subclass(encoder, value, base)
-    if isinstance(value, Iterator):
+    if isinstance(value, Iterator) and not (encoder.follow is not None and _is_plain(kind)):
         raise Unstable(f"an iterator ({class_name(kind)}) can be read only once")
     FOUND[kind] = _instance
     return _instance(encoder, value)
@@ -87,7 +105,19 @@ def _answer(encoder: Encoder, value: Any, function: Callable[[Any], Any]) -> lis
         raise Unstable(f"a {class_name(type(value))} says it has no stable fingerprint")
     if isinstance(value, File):
         return encoder.record("file", answer)
-    return encoder.record("own", class_name(type(value)), answer)
+    own = class_name(type(value)) if encoder.follow is None else encoder.class_of(value)
+    return encoder.record("own", own, answer)
+
+
+def _hint(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
+    """A type hint, by what it is made of; those made of nothing else by name."""
+    origin = typing.get_origin(value)
+    if origin is not None:
+        bare = getattr(value, "__metadata__", ())
+        return encoder.record("hint", origin, typing.get_args(value), bare)
+    name = getattr(value, "__forward_arg__", None) or getattr(value, "_name", None)
+    more = [getattr(value, f"__{part}__", None) for part in _BEHIND]
+    return encoder.record("hint", str(name or getattr(value, "__name__", value)), *more)
 
 
 def _named(encoder: Encoder, value: Any) -> list[Chunk] | None:
@@ -179,8 +209,20 @@ def _instance(encoder: Encoder, value: Any) -> list[Chunk]:
     return _reduced(encoder, value, kind)
 
 
+def _is_plain(kind: type) -> bool:
+    """Whether instances of a class hold nothing but fields, as those of no class in C need do."""
+    for base in kind.__mro__[:-1]:
+        if base.__flags__ & _CHANGEABLE != _HEAP:
+            return False
+        if base.__bases__ == (object,) and base.__dict__.keys().isdisjoint(_WRITTEN):
+            return False
+    return True
+
+
 def _reduced(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
     """The parts by which the object is pickled, encoded by the usual rules."""
+    if encoder.follow is not None and _is_plain(kind):
+        return encoder.fields("instance", kind, _fields(value))  # it is never pickled
     try:
         custom = copyreg.dispatch_table.get(kind)
         parts = custom(value) if custom is not None else value.__reduce_ex__(4)
@@ -201,7 +243,7 @@ def _reduced(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
     if kind not in _CHECKED:
         _CHECKED[kind] = ""  # the check itself comes back here
         try:
-            _CHECKED[kind] = _check(value, kind)
+            _CHECKED[kind] = _check(encoder, value, kind)
         except Unstable:
             del _CHECKED[kind]  # a part is to blame, so the class is still to be checked
             raise
@@ -213,17 +255,25 @@ def _reduced(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
     return encoder.record("reduced", head, plain, state, *content)
 
 
-def _check(value: Any, kind: type) -> str:
+def _check(encoder: Encoder, value: Any, kind: type) -> str:
     """Why two equal objects of a class would differ, or nothing; asked once per class."""
     try:
         twin = copy.deepcopy(value)
-        if Encoder(encode).run(value) == Encoder(encode).run(twin):
+        first, second = (Encoder(encode, encoder.follow).run(item) for item in (value, twin))
+        if first == second:
             return ""
     except Unstable:
         raise  # a part is to blame, and it is named
     except Exception as error:  # noqa: BLE001 - whatever the class's own code raises
         return f"a {class_name(kind)} cannot be copied: {error}"
     return f"a {class_name(kind)} and its copy are pickled differently; give it __fingerprint__()"
+
+
+def _current(variable: contextvars.ContextVar[Any]) -> list[Any]:
+    try:
+        return [variable.get()]
+    except LookupError:
+        return []
 
 
 def _date(encoder: Encoder, value: Any) -> list[Chunk]:
@@ -233,6 +283,13 @@ def _date(encoder: Encoder, value: Any) -> list[Chunk]:
     return encoder.record(type(value).__name__, naive.isoformat(), fold, zone)
 
 
+# What can be looked into, but not be pickled.
+_LIVE: Final[dict[type, Rule]] = {
+    weakref.ref: lambda encoder, value: encoder.record("weak", value()),
+    contextvars.ContextVar: lambda encoder, value: encoder.record(
+        "variable", value.name, *_current(value)
+    ),
+}
 _EXACT: Final[dict[type, Rule]] = {
     memoryview: lambda encoder, value: encoder.record(
         "memory", value.format, value.shape, value.tobytes()
@@ -253,6 +310,7 @@ _EXACT: Final[dict[type, Rule]] = {
     uuid.UUID: lambda encoder, value: encoder.record("uuid", value.bytes),
     range: lambda encoder, value: encoder.record("range", value.start, value.stop, value.step),
     slice: lambda encoder, value: encoder.record("slice", value.start, value.stop, value.step),
+    struct.Struct: lambda encoder, value: encoder.record("layout", value.format),
     re.Pattern: lambda encoder, value: encoder.record("pattern", value.pattern, value.flags),
     MappingProxyType: lambda encoder, value: encoder.record("proxy", dict(value)),
     SimpleNamespace: lambda encoder, value: encoder.fields(

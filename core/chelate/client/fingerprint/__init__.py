@@ -23,6 +23,7 @@ from typing import Any
 
 from chelate import values
 from chelate.errors import ConfigError
+from chelate.values.encoding import Unstable
 
 from .manifest import compare_manifests
 from .parts import innermost
@@ -43,13 +44,14 @@ class FunctionFingerprint:
     """The fingerprint of a function.
 
     ``ast`` and ``code`` are 64 hexadecimal characters each; ``ast`` is None when the source of a
-    part is not to be had. ``manifest`` can be stored as JSON: ``tag`` and ``python`` of the
+    part is not to be had. Both are None when something the function reaches has no stable
+    fingerprint, so that it is the same as nothing. ``manifest`` can be stored as JSON: ``tag`` and ``python`` of the
     interpreter, ``version``, ``digest``, the ``components`` (``role``, ``label``, ``edge``,
     ``kind``, ``ast``, ``code``, ``text``) and ``not_tracked``, sentences for people.
     """
 
     ast: str | None
-    code: str
+    code: str | None
     manifest: dict[str, Any]
 
 
@@ -57,7 +59,7 @@ def same(first: FunctionFingerprint, second: FunctionFingerprint) -> bool:
     """Whether two functions do the same, as far as can be told."""
     if first.ast is not None and first.ast == second.ast:
         return True
-    return first.code == second.code
+    return first.code is not None and first.code == second.code
 
 
 def fingerprint_function(
@@ -74,7 +76,7 @@ def fingerprint_function(
     count. Raises ConfigError for a parameter that does not exist.
     """
     _check_ignored(function, ignore)
-    walk = Walk(frozenset(ignore))
+    walk = Walk(frozenset(ignore), declared=bool(depends_on))
     if version is None:
         walk.root(function)
     for number, item in enumerate(depends_on):
@@ -83,10 +85,11 @@ def fingerprint_function(
     walk.run()
     tag = sys.implementation.cache_tag or sys.implementation.name
     found = walk.components
-    tree = None
+    tree = code = None
     if all(component.ast is not None for component in found):
         tree = _combined("tree1", version, [(item.ast or "", item) for item in found])
-    code = _combined("code1", version, [(item.code, item) for item in found])
+    if all(component.kind != "unstable" for component in found):
+        code = _combined("code1", version, [(item.code, item) for item in found])
     manifest = {
         "tag": tag,
         "python": platform.python_version(),
@@ -168,6 +171,8 @@ def code_digest(found: Any) -> str | None:
     if digest is None:
         taken = fingerprint_function(found)
         digest = taken.ast or taken.code
+        if digest is None:
+            raise Unstable(f"what {_label(found)} uses cannot be compared")
         if known is not None:
             known[found] = digest
     return digest

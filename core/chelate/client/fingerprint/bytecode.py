@@ -24,6 +24,8 @@ _BOOKKEEPING: Final = {"__firstlineno__", "__static_attributes__"}
 _FLAGS: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
 _ATTRIBUTES: Final = {"LOAD_ATTR", "LOAD_METHOD"}
 _GLOBALS: Final = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+# Between the name of a function and its first argument, or the key of what it returns.
+_CALLS: Final = {"PUSH_NULL", "PRECALL", "CALL", "CALL_FUNCTION", *_ATTRIBUTES}
 _LIMIT: Final = 8192
 _CACHE: dict[int, tuple[weakref.ref[CodeType], CodeFacts]] = {}
 
@@ -42,13 +44,18 @@ class CodeFacts:
     """What counts of a code object and the ones nested in it.
 
     ``chains`` are global names, each with the attributes read from it at once
-    (``("helpers", "norm")``); ``names`` all names the code uses.
+    (``("helpers", "norm")``); ``names`` all names the code uses, ``attributes`` those of
+    attributes, ``strings`` its texts; ``computed`` whether it looks up globals by a name, or runs
+    a text, that is not there to be read.
     """
 
     digest: str
     chains: tuple[tuple[str, ...], ...]
     imports: tuple[Import, ...]
     names: frozenset[str]
+    attributes: frozenset[str]
+    strings: frozenset[str]
+    computed: bool
 
 
 def nested_codes(code: CodeType) -> Iterator[CodeType]:
@@ -98,13 +105,44 @@ def _examine(code: CodeType) -> CodeFacts:
     chains = set(_chains(found))
     imports = set(_imports(found))
     used = set(code.co_names)
-    for inner in nested_codes(code):
+    attributes = {str(item.argval) for item in found if item.opname in _ATTRIBUTES}
+    strings = {item for item in code.co_consts if type(item) is str}
+    texts = list(_texts(found))
+    for inner in [*nested_codes(code), *filter(None, map(_compiled, texts))]:
         facts = code_facts(inner)
+        attributes |= facts.attributes
+        strings |= facts.strings
+        texts += [None] * facts.computed
         chains.update(facts.chains)
         imports.update(facts.imports)
         used |= facts.names
     order = sorted(imports, key=lambda item: (item.module, item.level, item.names))
-    return CodeFacts(state.hexdigest(), tuple(sorted(chains)), tuple(order), frozenset(used))
+    return CodeFacts(
+        state.hexdigest(),
+        tuple(sorted(chains)),
+        tuple(order),
+        frozenset(used),
+        frozenset(attributes),
+        frozenset(strings),
+        None in texts,
+    )
+
+
+def _texts(found: list[dis.Instruction]) -> Iterator[str | None]:
+    """The texts given to ``eval``, ``exec`` and ``globals()[…]``; None for a computed one."""
+    for number, item in enumerate(found):
+        if item.opname in _GLOBALS and item.argval in ("eval", "exec", "globals"):
+            rest = (after for after in found[number + 1 :] if after.opname not in _CALLS)
+            given = next(rest, None)
+            literal = given is not None and given.opname == "LOAD_CONST"
+            yield given.argval if literal and type(given.argval) is str else None
+
+
+def _compiled(text: str | None) -> CodeType | None:
+    try:
+        return None if text is None else compile(text, "<text>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return None
 
 
 def _argument_count(code: CodeType) -> int:

@@ -98,9 +98,19 @@ def compare_manifests(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, st
         return "VERSION", f"version changed: {_stated(old)} → {_stated(new)}"
     if "depends_on" in changed:
         return "DEPENDS_ON", _sentence("depends_on", *changed["depends_on"][0])
+    for component in new["components"]:
+        if component["kind"] == "unstable":
+            return _unstable(component)
     if old["digest"] != new["digest"] and same_tag:
         return "BODY", "the way its parts are put together changed"
     return None
+
+
+def _unstable(component: dict[str, Any]) -> tuple[str, str]:
+    """Why a part of a function can be equal to nothing."""
+    role = str(component["role"])
+    code = dict(_ORDER).get(role, "DEPENDS_ON")
+    return code, f"{_subject(component)} cannot be compared: {component['text']}"
 
 
 def _keyed(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -125,10 +135,20 @@ def _stated(manifest: dict[str, Any]) -> str:
 
 
 def _sentence(role: str, old: dict[str, Any] | None, new: dict[str, Any] | None) -> str:
-    component = new or old or {}
+    subject = _subject(new or old or {})
+    if old is None:
+        return f"{subject} is new"
+    if new is None:
+        return f"{subject} is no longer used"
+    if role in ("default", "closure", "global", "package") and old["text"] != new["text"]:
+        return f"{subject} changed: {old['text'] or '?'} → {new['text'] or '?'}"
+    return f"{subject} changed"
+
+
+def _subject(component: dict[str, Any]) -> str:
     label, kind = component["label"], component["kind"]
-    call = "()" if kind in ("function", "library", "wrapper", "value", "object", "opaque") else ""
-    subject = {
+    call = "" if kind in ("class", "module", "package") else "()"
+    return {
         "body": "body of the task",
         "default": f"default of {label}",
         "closure": f"closure value {label}",
@@ -138,11 +158,4 @@ def _sentence(role: str, old: dict[str, Any] | None, new: dict[str, Any] | None)
         "global": f"global {label}",
         "package": f"package {label}",
         "depends_on": f"dependency {label}",
-    }[role]
-    if old is None:
-        return f"{subject} is new"
-    if new is None:
-        return f"{subject} is no longer used"
-    if role in ("default", "closure", "global", "package") and old["text"] != new["text"]:
-        return f"{subject} changed: {old['text'] or '?'} → {new['text'] or '?'}"
-    return f"{subject} changed"
+    }[component["role"]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import sys
-from collections.abc import Callable
+import types
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -17,26 +18,33 @@ from types import (
 )
 from typing import Any, Final
 
-from .bytecode import all_codes
-from .classes import is_user_class
+from .bytecode import all_codes, code_facts
 from .library import is_library_module, library_place
+from .syntax import syntax_digest
 
 __all__ = [
     "BUILT_IN",
-    "ITEMS",
-    "classes_within",
     "electron_function",
     "innermost",
-    "instance_fields",
+    "harmless",
+    "is_class",
     "is_installed",
-    "items_of",
     "maker",
     "role_and_label",
+    "spelled",
     "wrapper_parts",
 ]
 
-ITEMS: Final = 1_000
-_DEEPEST: Final = 4
+_COUNT: Final = re.compile(r"count\([-+.\d, ]+\)")
+_HARMLESS: Final = (
+    "_json.Scanner",
+    "_queue.",
+    "_thread.",
+    "concurrent.futures.",
+    "multiprocessing.",
+    "pydantic_core._pydantic_core.Schema",  # follows from the type, which counts
+    "pydantic.plugin._schema_validator.",
+)
 BUILT_IN: Final = (
     BuiltinFunctionType,
     MethodDescriptorType,
@@ -140,7 +148,8 @@ _WRAPPERS: Final[list[tuple[type, tuple[str, ...]]]] = [
     (classmethod, ("__func__",)),
     (property, ("fget", "fset", "fdel")),
     (functools.cached_property, ("func",)),
-    (functools.singledispatchmethod, ("func",)),
+    (functools.singledispatchmethod, ("func", "dispatcher")),
+    (types.DynamicClassAttribute, ("fget", "fset", "fdel")),
 ]
 
 
@@ -156,48 +165,35 @@ def is_installed(top: str) -> bool:
     return origin is not None and library_place(origin) is not None
 
 
-def items_of(found: Any) -> list[tuple[str, Any]] | None:
-    """The items of an exact container; a set gives them only if their order can be told."""
+def is_class(found: Any) -> bool:
+    """Whether it is a class; ``isinstance`` takes ``list[int]`` for one on Python 3.10."""
+    return issubclass(type(found), type)
+
+
+def harmless(found: Any) -> str | None:
+    """What counts of an object that cannot be looked into and need not be, such as a lock."""
     kind = type(found)
-    if kind in (list, tuple):
-        return [(f"[{number}]", item) for number, item in enumerate(found)]
-    if kind is dict:
-        items = [(f"[{key!r}]", item) for key, item in found.items() if isinstance(key, (str, int))]
-        if len(items) == len(found):
-            return items
-        keyed = [part for pair in found.items() for part in pair]
-        return [(f"[{number}]", item) for number, item in enumerate(keyed)]
-    if kind in (set, frozenset):
-        named = sorted((f"{getattr(item, '__qualname__', '')}", item) for item in found)
-        return [(f"[{name}]", item) for name, item in named] if all(n for n, _ in named) else None
+    if kind.__module__.partition(".")[0] in ("builtins", "collections"):
+        return None
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if kind.__module__ == "itertools" and _COUNT.fullmatch(text := repr(found)):
+        return text
+    if name.startswith(_HARMLESS):
+        return name
+    if name.startswith("_io.") and found in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
+        return name
+    if found is sys.stdout or found is sys.stderr or found is sys.stdin:
+        return "stream"
+    logging = sys.modules.get("logging")
+    if logging is not None and isinstance(found, logging.Logger):
+        return f"logger {found.name}"
     return None
 
 
-def instance_fields(found: Any) -> dict[str, Any]:
-    """What an instance holds, in ``__dict__`` and in slots, by name."""
-    fields = dict(getattr(found, "__dict__", ()))
-    for owner in type(found).__mro__:
-        slots = owner.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            if name not in ("__dict__", "__weakref__") and hasattr(found, name):
-                fields[name] = getattr(found, name)
-    return fields
-
-
-def classes_within(found: Any) -> list[type]:
-    """The user's classes of an object and of what it directly holds, by name."""
-    classes: dict[str, type] = {}
-    waiting: list[tuple[Any, int]] = [(found, 0)]
-    for item, depth in waiting:
-        kind = type(item)
-        inner: Callable[[], Any] | None = None
-        if kind in (list, tuple, set, frozenset):
-            inner = lambda item=item: item  # noqa: E731
-        elif kind is dict:
-            inner = item.values
-        elif kind.__module__ != "builtins" and is_user_class(kind):
-            classes.setdefault(f"{kind.__module__}:{kind.__qualname__}", kind)
-            inner = lambda item=item: instance_fields(item).values()  # noqa: E731
-        if inner is not None and depth < _DEEPEST and len(waiting) < ITEMS:
-            waiting.extend((part, depth + 1) for part in list(inner())[:ITEMS])
-    return [classes[name] for name in sorted(classes)]
+def spelled(found: Any) -> str:
+    """A name for code in a set, where places say nothing."""
+    inner = innermost(found)
+    name = f"{type(found).__name__} {getattr(inner, '__qualname__', '')}"
+    if isinstance(inner, FunctionType) and "<" in name:
+        name += f" {syntax_digest(inner.__code__) or code_facts(inner.__code__).digest}"
+    return name
