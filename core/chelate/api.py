@@ -6,6 +6,9 @@ arguments, methods with a default and fields with a default may be added; nothin
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from chelate.contracts.executor import (
     Accepted,
     BlobReader,
@@ -89,6 +92,10 @@ from chelate.model import (
     parse_memory,
 )
 
+if TYPE_CHECKING:
+    from chelate.remote.simple import TaskExecutor as TaskExecutor
+    from chelate.remote.simple import TaskRun as TaskRun
+
 __all__ = [
     "API",
     "DIGEST_BYTES",
@@ -151,9 +158,11 @@ __all__ = [
     "StoreUnavailableError",
     "Task",
     "TaskCancelledError",
+    "TaskExecutor",
     "TaskFailedError",
     "TaskNotFoundError",
     "TaskPolicy",
+    "TaskRun",
     "TransientError",
     "Unknown",
     "UserError",
@@ -167,3 +176,10 @@ __all__ = [
 ]
 
 API = (1, 0)
+
+
+def __getattr__(name: str) -> Any:
+    # Built upon this module, and so loaded only when a plugin asks for it.
+    if name in ("TaskExecutor", "TaskRun"):
+        return getattr(import_module("chelate.remote.simple"), name)
+    raise AttributeError(f"module 'chelate.api' has no attribute {name!r}")

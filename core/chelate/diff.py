@@ -15,8 +15,7 @@ there.
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +30,6 @@ __all__ = [
     "Tables",
     "Unstable",
     "argument_names",
-    "argument_prints",
     "execution_keys",
     "occurrences",
     "reference_print",
@@ -44,7 +42,7 @@ _OBJECT = values.fingerprint("chelate object")
 
 
 class Unstable(Exception):
-    """An argument has no stable fingerprint; ``args[0]`` is the parameter's name."""
+    """An argument has no stable fingerprint."""
 
 
 def value_print(ref: ValueRef) -> str:
@@ -122,27 +120,23 @@ def reference_print(
 
 
 def argument_names(node: Node, function: Function | None) -> list[tuple[str, Reference]]:
-    """Parameter names with their references, in the order of the call."""
-    names = function.parameters if function is not None else ()
-    named = [
-        (names[index] if index < len(names) else f"arg[{index}]", reference)
-        for index, reference in enumerate(node.args)
-    ]
+    """Parameter names with their references, in the order of the call; those that a star takes
+    in are ``args[0]``, ``args[1]`` and so on."""
+    names = _names(() if function is None else function.parameters, len(node.args))
+    named = list(zip(names, node.args, strict=False))
     return [*named, *sorted(node.kwargs.items())]
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """The two execution keys of a node; ``ast`` is None where the source is not to be had.
+def _names(parameters: Sequence[str], count: int) -> list[str]:
+    """What the first ``count`` positional arguments are called."""
+    leading = next((i for i, name in enumerate(parameters) if name[0] == "*"), len(parameters))
+    star = parameters[leading].lstrip("*") if leading < len(parameters) else "arg"
+    return [*parameters[:leading], *(f"{star}[{i}]" for i in range(count - leading))][:count]
 
-    They are texts to compare and live no longer than the decision, so nobody hashes them.
-    """
 
-    ast: str | None
-    code: str | None
-
-    def __iter__(self) -> Any:
-        return (key for key in (self.ast, self.code) if key is not None)
+# The two execution keys of a node, by syntax tree (None where the source is not to be had) and by
+# bytecode. They are texts to compare and live no longer than the decision, so nobody hashes them.
+Keys = tuple["str | None", "str | None"]
 
 
 class Tables:
@@ -151,29 +145,34 @@ class Tables:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.parameters = {node.id: node.value for node in graph.nodes if node.value is not None}
+        self._calls: dict[tuple[str, int, int], tuple[list[str], frozenset[str], Keys]] = {}
 
     def print(self, reference: Reference, lookup: Lookup) -> str:
         """The fingerprint of a reference; raises Unstable."""
         return reference_print(reference, lookup, self.parameters, self.graph.values)
 
-
-def argument_prints(node: Node, tables: Tables, lookup: Lookup) -> list[list[str]]:
-    """``[[parameter, fingerprint], …]`` of a call, ignored parameters left out.
-
-    Raises:
-        Unstable: an argument has no fingerprint; names the parameter.
-    """
-    graph = tables.graph
-    function = graph.functions[node.function] if node.function >= 0 else None
-    found: list[list[str]] = []
-    for name, reference in argument_names(node, function):
-        if function is not None and name in function.ignore:
-            continue
-        try:
-            found.append([name, tables.print(reference, lookup)])
-        except Unstable as error:
-            raise Unstable(name) from error
-    return found
+    def call(self, node: Node) -> tuple[list[str], frozenset[str], Keys]:
+        """Names of the positional arguments, those that do not count, and the keys' beginnings."""
+        which = (node.kind, node.function, len(node.args))
+        known = self._calls.get(which)
+        if known is None:
+            function = self.graph.functions[node.function] if node.function >= 0 else None
+            names = _names(() if function is None else function.parameters, len(node.args))
+            ignored = frozenset(() if function is None else function.ignore)
+            ast: str | None
+            code: str | None
+            if function is None:
+                ast = code = node.kind
+            elif node.kind == Kind.OPERATOR:
+                ast = code = f"operator {function.name}"
+            else:
+                ast, code = function.ast, function.code
+            heads = (
+                None if ast is None else f"{node.kind} ast {ast}",
+                None if code is None else f"{node.kind} code {code}",
+            )
+            known = self._calls[which] = names, ignored, heads
+        return known
 
 
 def execution_keys(node: Node, tables: Tables, lookup: Lookup) -> Keys:
@@ -182,23 +181,19 @@ def execution_keys(node: Node, tables: Tables, lookup: Lookup) -> Keys:
     Raises:
         Unstable: an argument has no fingerprint.
     """
-    graph = tables.graph
-    function = graph.functions[node.function] if node.function >= 0 else None
-    arguments = argument_prints(node, tables, lookup)
-    ast: str | None
-    code: str | None
-    if function is None:
-        ast = code = node.kind
-    elif node.kind == Kind.OPERATOR:
-        ast = code = f"operator {function.name}"
-    else:
-        ast, code = function.ast, function.code
-
-    given = "".join([f" {len(name)} {name} {found}" for name, found in arguments])
-    return Keys(
-        None if ast is None else f"{node.kind} ast {ast}{given}",
-        None if code is None else f"{node.kind} code {code}{given}",
-    )
+    names, ignored, (ast, code) = tables.call(node)
+    parameters, constants = tables.parameters, tables.graph.values
+    given = ""
+    for name, reference in zip(names, node.args, strict=True):
+        if name not in ignored:
+            found = reference_print(reference, lookup, parameters, constants)
+            given += f" {len(name)} {name} {found}"
+    if node.kwargs:
+        for name, reference in sorted(node.kwargs.items()):
+            if name not in ignored:
+                found = reference_print(reference, lookup, parameters, constants)
+                given += f" {len(name)} {name} {found}"
+    return (None if ast is None else ast + given, None if code is None else code + given)
 
 
 def occurrences(graph: Graph) -> dict[int, tuple[str, int]]:
@@ -228,18 +223,23 @@ class Candidate:
 class ReuseIndex:
     """The parent's completed nodes, by execution key, by name, and what has been used up.
 
-    ``by_key`` maps an execution key and whether the stored result is damaged to queues by name.
+    ``by_key`` maps an execution key and whether the stored result is damaged to candidates by
+    name, the first one last.
     """
 
     dispatch_id: str
     graph: Graph
     records: Mapping[int, NodeRecord]
-    by_key: dict[tuple[str, bool], dict[str, deque[Candidate]]] = field(default_factory=dict)
+    by_key: dict[tuple[str, bool], dict[str, list[Candidate]]] = field(default_factory=dict)
     by_place: dict[tuple[str, int], Candidate] = field(default_factory=dict)
     by_origin: dict[tuple[str, int], Candidate] = field(default_factory=dict)
     nodes: dict[tuple[str, int], int] = field(default_factory=dict)  # also those not completed
     keys: dict[int, Keys] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
+    tables: Tables = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tables = Tables(self.graph)
 
     @classmethod
     def of(
@@ -251,7 +251,7 @@ class ReuseIndex:
     ) -> ReuseIndex:
         """Index a dispatch. ``damaged`` tells of digests whose bytes are gone or wrong."""
         index = cls(dispatch_id, graph, records)
-        tables = Tables(graph)
+        tables = index.tables
         places = occurrences(graph)
         index.nodes = {place: node_id for node_id, place in places.items()}
         outputs = {
@@ -260,7 +260,7 @@ class ReuseIndex:
             if record.status is NodeStatus.COMPLETED and record.output is not None
         }
         trouble = damaged({output.digest for output in outputs.values()})
-        for node in graph.tasks():
+        for node in reversed(graph.nodes):
             output = outputs.get(node.id)
             if output is None:
                 continue
@@ -276,8 +276,9 @@ class ReuseIndex:
                 continue
             index.keys[node.id] = keys
             for key in keys:
-                queues = index.by_key.setdefault((key, damage is not None), {})
-                queues.setdefault(name, deque()).append(candidate)
+                if key is not None:
+                    by_name = index.by_key.setdefault((key, damage is not None), {})
+                    by_name.setdefault(name, []).append(candidate)
         return index
 
     def match(self, name: str, occurrence: int, keys: Keys) -> Candidate | None:
@@ -289,12 +290,15 @@ class ReuseIndex:
         own = self.by_place.get((name, occurrence))
         if own is not None and own.damage is None and own.node.id not in self.used:
             known = self.keys.get(own.node.id)
-            if known is not None and not set(keys).isdisjoint(known):
+            if known is not None and any(
+                key is not None and key == other for key, other in zip(keys, known, strict=True)
+            ):
                 return own
         for damaged in (False, True):
             heads = [
                 head
                 for key in keys
+                if key is not None
                 for queue in self.by_key.get((key, damaged), {}).values()
                 if (head := self._head(queue)) is not None
             ]
@@ -302,10 +306,10 @@ class ReuseIndex:
                 return min(heads, key=lambda head: (head.name != name, head.node.id))
         return None
 
-    def _head(self, queue: deque[Candidate]) -> Candidate | None:
-        while queue and queue[0].node.id in self.used:
-            queue.popleft()
-        return queue[0] if queue else None
+    def _head(self, queue: list[Candidate]) -> Candidate | None:
+        while queue and queue[-1].node.id in self.used:
+            queue.pop()
+        return queue[-1] if queue else None
 
     def use(self, candidate: Candidate) -> None:
         """Nobody else may take it over."""

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from chelate.client.lattice import Lattice
+from chelate.client.signature import Parameters
 from chelate.contracts.store import DispatchFilter
 from chelate.embedding import current, detaching
-from chelate.errors import ConfigError, UserError
+from chelate.errors import ChelateError, ConfigError, UserError
 from chelate.gateway import LocalGateway, check_dispatch_id
 from chelate.model import Status
 from chelate.result import Result
@@ -68,7 +69,22 @@ def dispatch(
         )
     gateway = _gateway(dispatcher_addr)
     source = None if reuse_from is None else gateway.reuse_source(lattice.name, reuse_from)
+    if source is not None:
+        source = _built(gateway, source)
     return Submission(gateway, lattice, disable_run, source)
+
+
+def _built(gateway: LocalGateway, dispatch_id: str) -> str:
+    """The dispatch itself or, when its graph has not been built, the one that it came from."""
+    record = gateway.record(dispatch_id)
+    if record.redispatched_from is None:
+        return dispatch_id  # a graph is built where the workflow is written
+    from chelate.redispatching import stored_graph
+
+    try:
+        return stored_graph(gateway, record, gateway.graph(record))[0]
+    except ChelateError:
+        return dispatch_id  # the plan and explain say what is wrong with it
 
 
 class Submission:
@@ -109,10 +125,13 @@ class Submission:
         return {"executor": {"name": name, "options": {}}}
 
     def _options(self) -> dict[str, Any]:
-        options = {
+        options: dict[str, Any] = {
             "defaults": self._lattice.effective(self._defaults()),
             "python": ".".join(map(str, sys.version_info[:3])),
         }
+        signature = Parameters(self._lattice.workflow_function, self._lattice.name).to_json()
+        if signature is not None:
+            options["signature"] = signature
         if self._reuse_from is not None:
             options["reuse_from"] = self._reuse_from
         return options

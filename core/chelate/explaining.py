@@ -10,11 +10,10 @@ from typing import Any
 
 from chelate.client.codec import load_value
 from chelate.client.fingerprint.manifest import compare_manifests, shown
-from chelate.diff import occurrences
 from chelate.embedding import current
 from chelate.errors import ChelateError
 from chelate.gateway import LocalGateway
-from chelate.graph import Function, Graph, Kind
+from chelate.graph import Function, Graph, Kind, Node, nodes_in
 from chelate.kernel.reuse import Reuse, collecting_later, nondeterminism_fact, parent_trouble
 from chelate.model import FINAL, DispatchRecord, NodeRecord, ValueRef
 from chelate.reasons import Decision, Reasons
@@ -24,6 +23,7 @@ __all__ = ["Explanation", "explain", "plan_dispatch"]
 
 _COLUMNS = 100
 _NAME = 30
+_FEW = 3
 
 
 class Explanation:
@@ -130,6 +130,10 @@ def explain(dispatch_id: str, dispatcher_addr: str | None = None) -> Explanation
 
 def _explain(gateway: LocalGateway, record: DispatchRecord) -> Explanation:
     graph = gateway.graph(record)
+    if any(node.kind == Kind.BUILD for node in graph.nodes):
+        how = "could not be built" if record.status.final else "is being built"
+        note = f"The workflow {how} from its new inputs, so there is nothing to explain."
+        return Explanation(f"{record.name} {record.dispatch_id}", [], [note])
     rows = gateway.nodes(record.dispatch_id)
     reuse = Reuse.of(gateway.store, record, graph)
     outputs = {node.id: node.value for node in graph.nodes if node.value is not None}
@@ -152,7 +156,13 @@ def _explain(gateway: LocalGateway, record: DispatchRecord) -> Explanation:
             found.append(Decision(node.id, node.name, "RUN", code, text))
     source = record.options.get("reuse_from")
     title = f"{record.name} {record.dispatch_id}" + (f", reusing {source}" if source else "")
-    return Explanation(title, found, _notes(gateway, graph, reuse))
+    notes = _notes(gateway, graph)
+    inside = [row for row in found if row.decision == "RUN" and rows[row.node_id].child_id]
+    if source and inside:
+        few = ", ".join(f"{row.name} {rows[row.node_id].child_id}" for row in inside[:_FEW])
+        more = f", and {len(inside) - _FEW} more" if len(inside) > _FEW else ""
+        notes.append(f"Sub-workflows that ran have decisions of their own to explain: {few}{more}.")
+    return Explanation(title, found, notes)
 
 
 def plan_dispatch(
@@ -204,16 +214,33 @@ def _plan(
         if word == "REUSE":
             found.append(_reused(graph, node.id, origin, {}))
         elif word == "OPEN":
-            waits = sorted(parent for parent in needs[node.id] if parent not in outputs)
-            names = ", ".join(dict.fromkeys(graph.nodes[parent].name for parent in waits))
-            text = f"decided when {names} finishes"
+            text = f"decided when {_waiting(graph, node, outputs)}"
             found.append(Decision(node.id, node.name, "OPEN", "OPEN", text))
         else:
             why = reasons.run(node, code, outputs)
             found.append(Decision(node.id, node.name, "RUN", *why))
     source = options.get("reuse_from")
     title = f"Plan for {graph.name}" + (f", reusing {source}" if source else "")
-    return Explanation(title, found, _notes(gateway, graph, reuse))
+    notes = _notes(gateway, graph)
+    if source and any(
+        row.decision != "REUSE" and graph.nodes[row.node_id].kind == Kind.SUBLATTICE
+        for row in found
+    ):
+        notes.append("A sub-workflow that runs decides for each of its own tasks when it is built.")
+    return Explanation(title, found, notes)
+
+
+def _waiting(graph: Graph, node: Node, outputs: Mapping[int, ValueRef]) -> str:
+    """Whose results a node's decision waits for, in the order of its arguments."""
+    needed = [i for reference in node.references() for i in nodes_in(reference)]
+    names = list(
+        dict.fromkeys(graph.nodes[i].name for i in (*needed, *node.after) if i not in outputs)
+    )
+    if len(names) == 1:
+        return f"{names[0]} finishes"
+    if len(names) > _FEW:
+        names = [*names[:_FEW], f"{len(names) - _FEW} more"]
+    return f"{', '.join(names[:-1])} and {names[-1]} finish"
 
 
 def _reused(
@@ -293,15 +320,13 @@ def _nothing(gateway: LocalGateway, options: Mapping[str, Any]) -> tuple[str, st
     return "REUSE_OFF", "reuse was not asked for"
 
 
-def _notes(gateway: LocalGateway, graph: Graph, reuse: Reuse | None) -> list[str]:
+def _notes(gateway: LocalGateway, graph: Graph) -> list[str]:
     notes = []
-    for name in sorted({name for name, _ in occurrences(graph).values()}):
+    for name in sorted({node.name for node in graph.tasks()}):
         seen = gateway.store.get_fact(nondeterminism_fact(name))
         if seen:
             notes.append(
                 f"{name} is nondeterministic: an audit in dispatch {seen['dispatch_id']} gave "
                 "another value for equal inputs."
             )
-    if reuse is not None and any(node.kind == Kind.SUBLATTICE for node in graph.nodes):
-        notes.append("Sub-workflows that run are compared inside; explain their own ids.")
     return notes

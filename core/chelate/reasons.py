@@ -18,7 +18,7 @@ from chelate.diff import (
 from chelate.graph import Function, Graph, Kind, Node, Reference, leaves, nodes_in
 from chelate.model import NodeRecord, NodeStatus, ValueRef
 
-__all__ = ["Decision", "Reasons"]
+__all__ = ["Decision", "Reasons", "same_code"]
 
 Compare = Callable[[Function, Function], "tuple[str, str] | None"]
 Text = Callable[[str, str], str]
@@ -90,7 +90,7 @@ class Reasons:
         index = self.index
         self._places = occurrences(self.graph)
         self._now = Tables(self.graph)
-        self._before = self._now if index is None else Tables(index.graph)
+        self._before = self._now if index is None else index.tables
         # By name, so that the reasons of ten thousand nodes do not take their square.
         self._free = {}
         for (name, _), node_id in (index.nodes if index is not None else {}).items():
@@ -134,7 +134,7 @@ class Reasons:
             return None
         assert self.index is not None
         now, before = self.graph.functions[node.function], self.index.graph.functions[old.function]
-        if _same_code(before, now):
+        if same_code(before, now):
             record = self.index.records.get(old.id)
             names = self.replaced_inside(None if record is None else record.child_id)
             if names:
@@ -284,7 +284,7 @@ def _code_in(
     return found
 
 
-def _same_code(first: Function, second: Function) -> bool:
+def same_code(first: Function, second: Function) -> bool:
     """Whether two stored functions do the same, as far as can be told."""
     if first.ast is not None and first.ast == second.ast:
         return True

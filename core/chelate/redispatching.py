@@ -13,15 +13,15 @@ from chelate.client.fingerprint import fingerprint_function
 from chelate.client.options import Options
 from chelate.client.signature import Parameters
 from chelate.client.snapshot import beside
-from chelate.contracts.store import DispatchFilter
 from chelate.embedding import current
 from chelate.errors import ChelateError, ConfigError, RedispatchError
 from chelate.explaining import Explanation, plan_dispatch
 from chelate.gateway import LocalGateway
 from chelate.graph import Function, Graph, Kind, Node
 from chelate.model import DispatchRecord, ExecutorRef, TaskPolicy
+from chelate.reasons import same_code
 
-__all__ = ["Redispatch", "redispatch"]
+__all__ = ["Redispatch", "redispatch", "stored_graph"]
 
 _BUILD_NODE = -1
 
@@ -52,8 +52,9 @@ def redispatch(
     Raises:
         InvalidDispatchIdError, DispatchNotFoundError: the id is wrong.
         RedispatchError: a replacement for a task that nobody has (the names that exist are
-            listed), or whose signature does not take the calls that are made.
-        ConfigError: ``audit`` out of range, or without reuse.
+            listed), or that cannot be called or does not take the calls that are made. From the
+            returned object: inputs that the lattice does not take.
+        ConfigError: ``audit`` out of range, or without reuse; an option of the wrong type.
     """
     if dispatcher_addr is not None:
         raise ConfigError(
@@ -62,10 +63,24 @@ def redispatch(
     number = isinstance(audit, (int, float)) and not isinstance(audit, bool)
     if not number or not 0.0 <= audit <= 1.0:
         raise ConfigError(f"audit={audit!r} must be a share from 0 to 1.")
+    if not isinstance(reuse_previous_results, bool):
+        raise ConfigError(
+            f"reuse_previous_results={reuse_previous_results!r:.80} must be True or False."
+        )
     if not isinstance(replace_electrons, (Mapping, type(None))):
         raise RedispatchError(
             f"replace_electrons={replace_electrons!r:.80} must be a dict: task name → electron."
         )
+    for name, target in (replace_electrons or {}).items():
+        if not isinstance(name, str):
+            raise RedispatchError(
+                f"replace_electrons names {name!r:.80}, which is no text; give the name of a task."
+            )
+        if not callable(target):
+            raise RedispatchError(
+                f"replace_electrons gives {target!r:.80} for {name!r}, which cannot be called; "
+                "give an electron, a lattice or a function."
+            )
     if audit and not reuse_previous_results:
         raise ConfigError("audit= compares reused results; pass reuse_previous_results=True too.")
     return Redispatch(current(), dispatch_id, replace_electrons, reuse_previous_results, audit)
@@ -87,11 +102,12 @@ class Redispatch:
         self._reuse = reuse
         self._audit = audit
         self._own = gateway.graph(self._parent)
-        self._graph = _stored_graph(gateway, self._parent, self._own)
+        self._compared, self._graph = stored_graph(gateway, self._parent, self._own)
         self._replacements = {
-            str(name): target if isinstance(target, Electron) else Electron(target)
+            name: target if isinstance(target, Electron) else Electron(target)
             for name, target in (replace_electrons or {}).items()
         }
+        self._called: dict[str, list[Function]] = {}  # by task name
         if self._replacements:
             self._check_replacements()
 
@@ -126,11 +142,12 @@ class Redispatch:
         parent = self._parent
         options: dict[str, Any] = {
             "defaults": parent.options.get("defaults"),
+            "signature": self._signature(),
             "python": parent.options.get("python"),
             "replacements": dict(parent.options.get("replacements") or {}),
             "replacement_prints": dict(parent.options.get("replacement_prints") or {}),
             "replaced": sorted(self._replacements),
-            "reuse_from": parent.dispatch_id if self._reuse else None,
+            "reuse_from": self._compared if self._reuse else None,
             "audit": self._audit,
         }
         bundle = Bundle(None, {}, parent.lattice, parent.inputs)
@@ -141,13 +158,14 @@ class Redispatch:
             with beside(stored):
                 function = _store_replacement(bundle, name, target)
                 options["replacements"][name] = bundle.add(pickle_lattice(target))
-            options["replacement_prints"][name] = function.ast or function.code
+            if not self._same(name, function):
+                options["replacement_prints"][name] = function.ast or function.code
             swaps[name] = (target, function)
         if not (args or kwargs) and _is_unbuilt(self._own):
             bundle.graph = self._own  # it never got, or has not yet got, a graph for its inputs
             return bundle, options
         if not (args or kwargs) and _by_name(self._graph, swaps):
-            args, kwargs = load_value(self._gateway.store.read(parent.inputs or ""))
+            args, kwargs = self._inputs()
         if args or kwargs:
             self._check_inputs(args, kwargs)
             bundle.inputs = bundle.add(pickle_portable((args, kwargs), "The new input"))
@@ -157,11 +175,32 @@ class Redispatch:
         return bundle, options
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse inputs that cannot fit, when the lattice can be looked at from here."""
-        if self._parent.lattice is None:
+        """Refuse inputs that the stored lattice does not take."""
+        parent = self._parent
+        if parent.lattice is None:
+            raise RedispatchError(f"Dispatch {parent.dispatch_id} has no stored workflow to build.")
+        if (stored := self._signature()) is not None:
+            who = f"The new input of the lattice {parent.name!r} of dispatch {parent.dispatch_id}"
+            Parameters.stored(stored, parent.name).bind(args, kwargs, RedispatchError, who)
+
+    def _inputs(self) -> Any:
+        """The parent's inputs, to build its workflow again."""
+        try:
+            return load_value(self._gateway.store.read(self._parent.inputs or ""))
+        except ChelateError as error:
             raise RedispatchError(
-                f"Dispatch {self._parent.dispatch_id} has no stored workflow to rebuild."
-            )
+                f"This replacement has the parameters in another order, so the workflow must be "
+                f"built again, and the inputs of dispatch {self._parent.dispatch_id} cannot be "
+                f"had. Give them anew, as in redispatch(…)(inputs). ({error})"
+            ) from error
+
+    def _signature(self) -> list[list[Any]] | None:
+        """The parameters of the lattice; None when they were not stored."""
+        record = self._parent
+        while "signature" not in record.options and record.redispatched_from is not None:
+            record = self._gateway.record(record.redispatched_from)
+        signature: list[list[Any]] | None = record.options.get("signature")
+        return signature
 
     def _build_graph(self, bundle: Bundle, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
         """A graph of one node, which builds the real one in a worker."""
@@ -188,12 +227,21 @@ class Redispatch:
         )
         return graph
 
+    def _same(self, name: str, function: Function) -> bool:
+        """Whether a replacement is what every task of that name calls anyway."""
+        return name not in self._parent.options.get("replacement_prints", ()) and all(
+            same_code(called, function) for called in self._called[name]
+        )
+
     def _check_replacements(self) -> None:
         calls: dict[str, list[Node]] = {}
-        for graph in _tree(self._gateway, self._parent, self._graph):
+        for graph in _tree(self._gateway, self._compared, self._graph):
             for node in graph.nodes:
                 if node.kind in (Kind.TASK, Kind.SUBLATTICE):
                     calls.setdefault(node.name, []).append(node)
+                    called = self._called.setdefault(node.name, [])
+                    if (function := graph.functions[node.function]) not in called:
+                        called.append(function)
         for name, target in self._replacements.items():
             if name not in calls:
                 known = ", ".join(sorted(calls)) or "none"
@@ -223,24 +271,28 @@ def _by_name(graph: Graph, swaps: Mapping[str, tuple[Electron, Function]]) -> bo
     return False
 
 
-def _stored_graph(gateway: LocalGateway, record: DispatchRecord, graph: Graph) -> Graph:
-    if _is_unbuilt(graph) and record.redispatched_from:
-        # Its own graph has not been built yet (or could not be): what it came from has one.
-        earlier = gateway.record(record.redispatched_from)
-        return _stored_graph(gateway, earlier, gateway.graph(earlier))
-    return graph
+def stored_graph(gateway: LocalGateway, record: DispatchRecord, graph: Graph) -> tuple[str, Graph]:
+    """The dispatch itself and its graph or, while that has not been built (or could not be), the
+    one that it came from."""
+    while _is_unbuilt(graph) and record.redispatched_from:
+        record = gateway.record(record.redispatched_from)
+        graph = gateway.graph(record)
+    return record.dispatch_id, graph
 
 
-def _tree(gateway: LocalGateway, record: DispatchRecord, graph: Graph) -> list[Graph]:
-    """The graphs of a dispatch and of its sub-workflows, as far as they were built."""
+def _tree(gateway: LocalGateway, dispatch_id: str, graph: Graph) -> list[Graph]:
+    """The graphs of a dispatch and of its sub-workflows, reused ones too, as far as built."""
     graphs = [graph]
-    query = DispatchFilter(root_id=record.root_id, roots_only=False, limit=100_000)
-    for child in gateway.records(query):
-        if child.dispatch_id != record.dispatch_id:
-            try:
-                graphs.append(gateway.graph(child))
-            except ChelateError:
-                continue  # a damaged sub-workflow has no names to offer
+    todo, seen = [dispatch_id], {dispatch_id}
+    while todo:
+        for row in gateway.nodes(todo.pop()).values():
+            if row.child_id is not None and row.child_id not in seen:
+                seen.add(row.child_id)
+                try:
+                    graphs.append(gateway.graph(gateway.record(row.child_id)))
+                except ChelateError:
+                    continue  # a damaged sub-workflow has no names to offer
+                todo.append(row.child_id)
     return graphs
 
 

@@ -199,7 +199,7 @@ class Result:
     def get_node_result(self, node_id: int | str) -> dict[str, Any]:
         """One node: ``node_id, node_name, start_time, end_time, status, output, error,
         sublattice_result, stdout, stderr``, and ``executor, job_handle, attempts, reused_from,
-        reason, usage``.
+        reason, usage``, and ``nondeterministic``: whether an audit found another value here.
 
         Args:
             node_id: the node's id, or the name of a task (the first that has it).
@@ -269,6 +269,7 @@ class Result:
             "earlier_attempts": list(row.attempts),
             "reused_from": row.reused_from,
             "reason": row.reason,
+            "nondeterministic": row.decision == "AUDIT_DIFFERENT",
             "usage": row.usage,
         }
 

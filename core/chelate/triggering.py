@@ -166,6 +166,7 @@ def stop_triggers(
         triggers_server_addr: reserved for a server.
 
     Raises:
+        InvalidDispatchIdError: what was given is no id, and no list of ids.
         DispatchNotFoundError: nothing has that id; then nothing is stopped.
         ConfigError: that dispatch has no triggers; then nothing is stopped.
     """
@@ -176,7 +177,11 @@ def pause_triggers(
     dispatch_ids: str | Iterable[str], triggers_server_addr: str | None = None
 ) -> None:
     """Let these triggers rest. What happens meanwhile counts when they are resumed, as if no
-    kernel had run. Arguments and errors as :func:`stop_triggers`."""
+    kernel had run. Arguments and errors as :func:`stop_triggers`.
+
+    Raises:
+        ConfigError: all triggers of an id were stopped, which is for good.
+    """
     _change(dispatch_ids, triggers_server_addr, (ACTIVE,), PAUSED)
 
 
@@ -184,7 +189,11 @@ def resume_triggers(
     dispatch_ids: str | Iterable[str], triggers_server_addr: str | None = None
 ) -> None:
     """Let paused triggers go on from where they were, in this process's kernel. Arguments and
-    errors as :func:`stop_triggers`; stopped triggers stay stopped."""
+    errors as :func:`stop_triggers`.
+
+    Raises:
+        ConfigError: all triggers of an id were stopped, which is for good.
+    """
     _change(dispatch_ids, triggers_server_addr, (PAUSED,), ACTIVE)
 
 
@@ -193,7 +202,8 @@ def _change(
 ) -> None:
     gateway = _gateway(address)
     store = gateway.store
-    trigger_ids = _resolve(gateway, [ids] if isinstance(ids, str) else list(ids))
+    several = isinstance(ids, Iterable) and not isinstance(ids, str)
+    trigger_ids = _resolve(gateway, list(ids) if several else [ids], after)  # type: ignore[list-item]
     # A resumed trigger has no owner: the first kernel that looks takes it up.
     host = gateway.triggers if after == ACTIVE or gateway.started else None
     changes = {}
@@ -211,9 +221,10 @@ def _change(
         host.settle()
 
 
-def _resolve(gateway: LocalGateway, ids: Sequence[str]) -> list[str]:
-    """Trigger ids of dispatches and triggers."""
+def _resolve(gateway: LocalGateway, ids: Sequence[str], after: str) -> list[str]:
+    """Trigger ids of dispatches and triggers that are to be in the state ``after``."""
     definitions = dict(gateway.store.facts("trigger:"))
+    states = dict(gateway.store.facts("trigger-state:"))
     found: list[str] = []
     for given in ids:
         wanted = check_dispatch_id(given)
@@ -227,6 +238,13 @@ def _resolve(gateway: LocalGateway, ids: Sequence[str]) -> list[str]:
             raise ConfigError(
                 f"Dispatch {wanted} has no triggers; nothing was changed. ct.list_triggers() shows "
                 "which there are."
+            )
+        if after != STOPPED and all(
+            (states.get(fact("trigger-state", one)) or {}).get("state") == STOPPED for one in mine
+        ):
+            raise ConfigError(
+                f"The triggers of {wanted} were stopped, which is for good; nothing was changed. "
+                "Dispatch the lattice again to start new ones; pause_triggers is for a while."
             )
         found += mine
     return list(dict.fromkeys(found))

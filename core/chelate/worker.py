@@ -25,6 +25,7 @@ import sys
 if __name__ == "__main__" and sys.path[:1] == [__file__.rpartition("/")[0]]:
     del sys.path[0]
 
+import functools
 import hashlib
 import json
 import mmap
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     Result = tuple[Header, bytes, bytes]
 
 __all__ = [
-    "FILE", "FRAME", "GRAPH", "MARK", "NEWS", "OK", "RESULT", "Runner", "Server", "Terminated",
-    "main", "read_slice", "use_code",
+    "FILE", "FRAME", "GENERIC", "GRAPH", "MARK", "NEWS", "OK", "PYTHON_MARK", "RESULT", "Runner",
+    "Server", "Terminated", "main", "other_python", "read_slice", "reduce_wrapper", "use_code",
 ]  # fmt: skip
 
 FRAME = struct.Struct("<II")
@@ -66,6 +67,13 @@ handler_of = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal) 
 SMALL = frozenset((int, float, bool, type(None)))
 ERROR_LIMIT = 256 * 1024
 FUNCTIONS = 256
+
+
+HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_MISMATCH = (
+    "%s was stored by Python %s, and this worker runs Python %s, which cannot load it. Point the "
+    "executor at a Python %s, or dispatch the workflow again from its source with reuse_from=."
+)
 
 
 class Terminated(BaseException):
@@ -157,6 +165,7 @@ class Runner:
             args = [resolver.resolve(reference) for reference in call["args"]]
             kwargs = {key: resolver.resolve(ref) for key, ref in call["kwargs"].items()}
             if kind == "sublattice" or kind == "build":
+                stage = "build"
                 return self._build(call, args, kwargs, name)
             if kind == "return":
                 value = args[0]
@@ -174,15 +183,12 @@ class Runner:
             return _user_failure(error, stage, name, call.get("python"))
 
     def _function(self, digest: str) -> Any:
-        try:
-            function = self._functions[digest]
-            self._functions.move_to_end(digest)
-        except KeyError:
-            function = pickle.loads(self.read(digest))
-            self._functions[digest] = function
+        if digest not in self._functions:  # no try, which would show in tracebacks of loading
+            self._functions[digest] = _load(self.read(digest))
             if len(self._functions) > FUNCTIONS:
                 self._functions.popitem(last=False)
-        return function
+        self._functions.move_to_end(digest)
+        return self._functions[digest]
 
     def _build(self, call: dict[str, Any], args: Any, kwargs: Any, name: str) -> Result:
         try:
@@ -226,9 +232,7 @@ class Runner:
             sink.discard()
             sink = _Sink(self.spool)
             try:
-                import cloudpickle
-
-                cloudpickle.dump(value, sink, protocol=5)
+                _by_value(value, sink)
             except Exception as error:
                 sink.discard()
                 if isinstance(error, _Failure):
@@ -313,7 +317,7 @@ class _Resolver:
                 children = [part for pair in item[1] for part in pair]
             elif head == "o":
                 children = item[2]
-                extra = pickle.loads(self.read(item[1]))
+                extra = _load(self.read(item[1]))
             else:
                 children = item[1]
             work.append((head, len(children), extra))
@@ -322,12 +326,11 @@ class _Resolver:
 
     def _leaf(self, reference: list[Any]) -> Any:
         if reference[0] == "c":
-            return pickle.loads(self.read(reference[1]))
+            return _load(self.read(reference[1]))
         node = reference[1]
-        try:
-            value = self.nodes[node]
-        except KeyError:
-            value = self.nodes[node] = pickle.loads(self.read(self.values[str(node)]))
+        if node not in self.nodes:
+            self.nodes[node] = _load(self.read(self.values[str(node)]))
+        value = self.nodes[node]
         if len(reference) > 2:
             for step in reference[2]:
                 value = self._step(value, step)
@@ -379,6 +382,79 @@ def _rebuild(head: str, parts: list[Any], extra: Any) -> Any:
     raise _Failure("INVALID_SPEC", f"The call holds a reference of unknown kind {head!r}.")
 
 
+# What a pickle with code in it begins with: a text that is thrown away again. Another Python would
+# not refuse such code but crash on it.
+PYTHON_MARK = b"\x8c%cpy%b0" % (2 + len(HERE), HERE.encode())
+
+
+def other_python(data: Any) -> str | None:
+    """The Python that made the code in a pickle, if that is another one than this."""
+    end = 4 + data[3] if len(data) > 6 and data[2:3] == b"\x8c" and data[4:6] == b"py" else 0
+    made = bytes(data[6:end]).decode() if end and data[end : end + 1] == b"0" else HERE
+    return None if made == HERE else made
+
+
+def _load(data: Any) -> Any:
+    made = other_python(data)
+    if made is not None:
+        raise _Failure("ENV_MISMATCH", _MISMATCH % ("The code of this task", made, HERE, made))
+    return pickle.loads(data)
+
+
+def _by_value(value: Any, file: Any) -> None:
+    """Pickle what refers to code that nobody can import."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            return reduce_wrapper(obj) or super().reducer_override(obj)
+
+    Pickler(file, protocol=5).dump(value)
+
+
+GENERIC = ("register", "dispatch", "registry", "_clear_cache")  # of functools.singledispatch
+_GENERIC_CODE = functools.singledispatch(lambda value: None).__code__  # type: ignore[attr-defined]
+
+
+def reduce_wrapper(obj: Any) -> Any:
+    """How wrappers of :mod:`functools` travel by value, which pickle by name or not at all: a
+    cache of results and a generic function, unless their name finds them, and the like in a class.
+    None for anything else. Caches arrive empty.
+    """
+    kind = type(obj)
+    if kind is functools._lru_cache_wrapper and not _has_name(obj):
+        told = obj.cache_parameters()
+        given = (obj.__wrapped__, told["maxsize"], told["typed"], functools._CacheInfo)
+        return kind, given, dict(vars(obj))
+    if kind is types.FunctionType and obj.__code__ is _GENERIC_CODE and not _has_name(obj):
+        cases = [case for case in obj.registry.items() if case[1] is not obj.__wrapped__]
+        more = {key: item for key, item in vars(obj).items() if key not in GENERIC}
+        # A lambda travels by value itself; a function of this module would have to be found.
+        settle = lambda made, state: (  # noqa: E731
+            made.__dict__.update(state[1]) or [made.register(*case) for case in state[0]]
+        )
+        return functools.singledispatch, (obj.__wrapped__,), (cases, more), None, None, settle
+    if isinstance(obj, (functools.cached_property, functools.singledispatchmethod)):
+        local = ("lock", "_method_cache")
+        return kind, (obj.func,), {k: part for k, part in vars(obj).items() if k not in local}
+    return None
+
+
+def _has_name(obj: Any) -> bool:
+    """Whether pickle's way of naming ``obj`` finds it in any process."""
+    module = getattr(obj, "__module__", None)
+    if not isinstance(module, str) or module in ("__main__", "__mp_main__"):
+        return False
+    cloudpickle = sys.modules.get("cloudpickle")
+    for name in cloudpickle.list_registry_pickle_by_value() if cloudpickle else ():
+        if module == name or module.startswith(f"{name}."):
+            return False
+    found = sys.modules.get(module)
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
 def _type_name(value: Any) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else _dotted(kind)
@@ -422,13 +498,11 @@ def _user_failure(error: BaseException, stage: str, name: str, made: str | None)
     text = _text(error)
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     stored = ".".join((made or here).split(".")[:2])
+    if stage == "build":
+        stage = "prepare" if type(error).__name__ == "SerializationError" else "call"
     if stage == "prepare" and stored != here:
         reason = "ENV_MISMATCH"
-        text = (
-            f"Task {name!r} was stored by Python {stored}, and this worker runs Python {here}, "
-            f"which could not load it. Point the executor at a Python {stored}, or dispatch the "
-            f"workflow again from its source with reuse_from=.\n{text}"
-        )
+        text = _MISMATCH % (f"Task {name!r}", stored, here, stored) + f"\n{text}"
         return {"ok": False, "reason": reason, "error": text}, b"", _exception(error)
     if stage == "prepare":
         what = f"The function or an input of task {name!r} could not be loaded."

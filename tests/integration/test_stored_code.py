@@ -219,3 +219,93 @@ def test_code_that_is_lost_is_said_so(project):
     )
     assert found[:2] == ["FAILED", "ENV_MISSING"]
     assert "stored code of task 'order'" in found[2]
+
+
+WRAPPED = """
+import functools
+import chelate as ct
+
+@functools.lru_cache(maxsize=None)
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+@functools.cache
+def twice(x):
+    return 2 * x
+
+class Box:
+    def __init__(self, x):
+        self.x = x
+    @functools.cached_property
+    def double(self):
+        return twice(self.x)
+    @functools.lru_cache(maxsize=8)
+    def plus(self, y):
+        return self.x + y
+    @functools.singledispatchmethod
+    def kind(self, value):
+        return "other"
+    @kind.register
+    def _(self, value: int):
+        return "int"
+
+@functools.singledispatch
+def flat(x):
+    return [x]
+@flat.register
+def _(x: list):
+    return [z for y in x for z in flat(y)]
+@flat.register(tuple)
+def _(x):
+    return flat(list(x))
+
+@ct.electron
+def numbers(n):
+    return fib(n), twice(n), flat([1, (2, [n])])
+@ct.electron
+def box(n):
+    return Box(n)
+@ct.electron
+def look(found):
+    return found.double, found.plus(2), found.kind(1), found.kind("x")
+@ct.electron
+@functools.lru_cache
+def cached(n):
+    return fib(n)
+@ct.electron
+@functools.singledispatch
+def name(x):
+    return "other"
+@name.register
+def _(x: int):
+    return "int"
+@ct.electron
+def call(function, x):
+    return function(x)
+
+@ct.lattice
+def workflow(n):
+    return numbers(n), look(box(n)), cached(n), name(n), call(fib, n), call(flat, [n])
+
+result = ct.dispatch_sync(workflow)(4)
+assert result.error is None, result.error
+print(result.result)
+again = ct.dispatch(workflow, reuse_from=result.dispatch_id)
+print(*{row.decision for row in again.plan(4)})
+new = ct.get_result(ct.redispatch(result.dispatch_id)(5), wait=True)
+assert new.error is None, new.error
+print(new.result[2])
+"""
+
+
+def test_caches_and_generic_functions_of_a_script_travel(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WRAPPED)
+    project = Project(tmp_path)
+    run = subprocess.run(
+        [sys.executable, str(script)], env=project.environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    values = ((3, 8, [1, 2, 4]), (8, 6, "int", "other"), 3, "int", 3, [4])
+    assert run.stdout.splitlines() == [str(values), "REUSE", "5"]

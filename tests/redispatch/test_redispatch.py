@@ -295,19 +295,21 @@ def test_a_replacement_takes_named_arguments_by_name(home):
     assert finished(again).result == -400 + 4
 
 
-def test_inputs_that_do_not_fit_fail_before_anything_runs(noting, untouched):
+def test_inputs_that_do_not_fit_are_refused_at_once(noting, untouched):
     dispatch_id = untouched(noting[2])
+    count = len(ct.list_dispatches(limit=1000))
     again = ct.redispatch(dispatch_id, reuse_previous_results=True)
-    with pytest.raises(BuildError, match=r"missing|too many"):
-        again.plan(1, 2, 3)
-    result = ct.get_result(again(1, 2, 3), wait=True, timeout=LONG)
-    assert result.status == "FAILED"
-    assert "too many positional arguments" in result.error
+    later = ct.redispatch(again())  # the signature goes with it
+    for submit in (again, again.plan, later, later.plan):
+        for args, kwargs, words in (
+            ((1, 2, 3), {}, "too many positional arguments"),
+            ((), {"m": 1}, "'n'|'m'"),
+            ((1,), {"n": 2}, "multiple values for argument 'n'"),
+        ):
+            with pytest.raises(RedispatchError, match=rf"'workflow'.*workflow\(n\): .*{words}"):
+                submit(*args, **kwargs)
+    assert len(ct.list_dispatches(limit=1000)) == count + 1
     assert noting[1]() == 2
-    # It has no graph of its own; what it came from has one, and other inputs do fit.
-    once_more = ct.get_result(ct.redispatch(result.dispatch_id)(), wait=True, timeout=LONG)
-    assert "too many positional arguments" in once_more.error
-    assert finished(ct.redispatch(result.dispatch_id)(1)).result == 3
 
 
 def damage(home, digest, data):

@@ -1,7 +1,7 @@
 """The ``chelate`` command: look at dispatches, cancel them, take them up again.
 
 Exit codes: 0, 1 for an error of chelate's or when the reader of the output has gone, 2 for a
-wrong call, 130 after Ctrl-C.
+wrong call, 130 after Ctrl-C; ``fsck`` gives 1 for findings and 2 when it cannot check.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _run(arguments: list[str]) -> int:
         return 2 if isinstance(error, _UsageError) else 1
     except ChelateError as error:
         _complain(str(error), type(error).__name__, "--json" in arguments)
-        return 1
+        return 2 if arguments[0] == "fsck" else 1  # where 1 means that it found something
     except (KeyboardInterrupt, typer.Abort):
         _complain("Interrupted.", "KeyboardInterrupt", "--json" in arguments)
         return 130

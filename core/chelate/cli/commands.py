@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import chelate
+from chelate.checking import check_store
 from chelate.cli.finding import find_dispatch, find_task, unfinished_here
 from chelate.contracts.store import DispatchFilter
 from chelate.embedding import current
@@ -36,6 +38,7 @@ from chelate.show.summary import (
 __all__ = [
     "app",
     "cancel",
+    "fsck",
     "graph",
     "list_dispatches",
     "logs",
@@ -245,6 +248,43 @@ def resume(as_json: Json = False) -> None:
         if as_json:
             raise typer.Exit(1)
         raise ChelateError(message)
+
+
+@app.command()
+def fsck(
+    store: Annotated[
+        str | None, typer.Option(help="URL of the store; the configured one without.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not read stored values.")] = False,
+    secret_pattern: Annotated[
+        list[str] | None,
+        typer.Option(help="Regular expression of what must occur nowhere; repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the store, read only, also while kernels run; name what does not hold."""
+    try:
+        patterns = [re.compile(pattern.encode()) for pattern in secret_pattern or ()]
+    except re.error as error:
+        raise typer.BadParameter(f"--secret-pattern: {error}.") from error
+    settings, plugins = current().settings, current().plugins
+    url = store or settings.store or ""
+    made_by = plugins.store(url.partition(":")[0] or "sqlite")
+    chosen = made_by(url, settings.home)
+    try:
+        report = check_store(chosen, quick=quick, patterns=patterns)
+    finally:
+        chosen.close()
+    if as_json:
+        print_json(dataclasses.asdict(report))
+    else:
+        for found in report.findings:
+            task = "" if found.node_id is None else f" task {found.node_id}"
+            where = f" {found.dispatch_id}{task}" if found.dispatch_id else ""
+            typer.echo(plain(f"{found.invariant}{where}: {found.what} {found.advice}"))
+        typer.echo(report.sentence())
+    if report.findings:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Protocol
 
+from chelate.errors import StoreError
 from chelate.model import DispatchRecord, NodeRecord, Status
 
-__all__ = ["CancelRequest", "Commit", "DispatchFilter", "ResultStore"]
+__all__ = ["CancelRequest", "Commit", "DispatchFilter", "ResultStore", "Snapshot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,46 @@ class DispatchFilter:
     offset: int = 0
 
 
+class Snapshot(Protocol):
+    """A store as it was at one moment, read only, whoever writes meanwhile; for ``chelate fsck``.
+
+    Rows that cannot be read are left out, and ``damage`` tells of them afterwards. ``gapless``
+    says that the numbers of events count every one from 1.
+    """
+
+    gapless: bool
+
+    def dispatches(self) -> Iterator[DispatchRecord]:
+        """All, in the order of their ids (by code point, as everywhere here)."""
+
+    def nodes(self, dispatch_ids: Sequence[str] | None = None) -> Iterator[tuple[str, NodeRecord]]:
+        """Rows with their dispatch's id, in the order of both ids; of all dispatches or some."""
+
+    def events(self) -> Iterator[tuple[str, int, int, str, list[list[Any]]]]:
+        """Dispatch id, sequence number, epoch, turn and changes, in the order of the first two.
+
+        A request to cancel is a turn ``cancel:<seq>`` without changes."""
+
+    def cancels(self) -> Iterator[CancelRequest]:
+        """All requests."""
+
+    def alive(self, kernel_ids: Iterable[str]) -> set[str]:
+        """Which kernels hold their locks now."""
+
+    def blobs(self, hashed: bool) -> Iterator[tuple[str, int, bool, float | None]]:
+        """Digest, size, whether the bytes match (True unless ``hashed``), and for a file the
+        seconds since it was written."""
+
+    def read(self, digest: str) -> bytes:
+        """A value, unchecked. Raises BlobMissingError."""
+
+    def texts(self) -> Iterator[tuple[str, bytes]]:
+        """Everything that is stored, piece by piece, with the name of its place."""
+
+    def damage(self, thorough: bool) -> list[str]:
+        """What is wrong with the medium itself, in sentences."""
+
+
 class ResultStore(ABC):
     """A store for dispatches, nodes and blobs. ``schemes`` are the URL schemes it answers to.
 
@@ -86,6 +128,14 @@ class ResultStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of connections and of the ownership lock."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """A look at everything; the store need not be open, and nothing is written.
+
+        Raises:
+            StoreError: there is no store, or it is of a kind that cannot be looked through.
+        """
+        raise StoreError(f"A store of the kind {type(self).__name__} cannot be checked.")
 
     # -- ownership ----------------------------------------------------------------------------
 

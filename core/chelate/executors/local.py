@@ -239,6 +239,9 @@ class LocalExecutor(Executor):
         for pool in {handle.data.get("pool", "") for handle in handles}:
             group = [handle for handle in handles if handle.data.get("pool", "") == pool]
             data = group[0].data
+            if self._pool is not None and pool == str(self._pool.folder):
+                covered.update(handle.key for handle in group)  # released, so it had ended
+                continue
             if data.get("host") != here[0]:
                 errors.append(f"Local tasks of host {data.get('host')} cannot be seen from here.")
                 continue

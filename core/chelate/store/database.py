@@ -13,7 +13,8 @@ import ctypes
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chelate.api import (
@@ -42,6 +43,9 @@ class Database(ABC):
     """One database. Nothing happens before :meth:`open`; the attributes are settled then."""
 
     inline_limit: int  # values up to this many bytes live in the database
+    numbers: str  # SQL for the rows, each a ``value``, of the JSON list ``:numbers``
+    collation: str  # the one that orders text by code point
+    gapless: bool  # whether a transaction that is rolled back gives its numbers back
 
     def __init__(self, place: str, *, synchronous: str, timeout: float) -> None:
         self.place = place
@@ -89,6 +93,14 @@ class Database(ABC):
     @abstractmethod
     def _explain(self, error: DBAPIError) -> StoreError | None:
         """The sentence for a failure; Busy when it may pass; None when it is no known one."""
+
+    @abstractmethod
+    def _reading(self) -> Connection:
+        """A new connection that can only read, and sees one moment."""
+
+    @abstractmethod
+    def damage(self, connection: Connection, thorough: bool) -> list[str]:
+        """What the database finds wrong with itself, in sentences."""
 
     @abstractmethod
     def _watch(self, connection: Connection) -> int:
@@ -258,11 +270,30 @@ class Database(ABC):
         return self._writer is not None and self._writer.invalidated
 
     def _read_once(self, work: Callable[[Connection], T]) -> T:
+        with self.explained(), self._readable(self._pool()).connect() as connection:
+            return work(connection)
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        """A reading transaction on a database that need not be open; nothing is created.
+
+        Raises:
+            StoreUnavailableError: it is not there, cannot be read, or is damaged.
+        """
+        with self.explained(), self._reading() as connection:
+            found = self._version(connection)
+            check(found, self.place)
+            if not found:
+                raise StoreUnavailableError(f"There is no store in {self.place}.")
+            yield connection
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """The driver's errors become sentences."""
         from sqlalchemy.exc import DBAPIError
 
         try:
-            with self._readable(self._pool()).connect() as connection:
-                return work(connection)
+            yield
         except DBAPIError as error:
             raise self._sentence(error) from error
 

@@ -46,6 +46,9 @@ class PostgresDatabase(Database):
     """The database at ``url`` (``postgresql://…``)."""
 
     inline_limit = 1 << 20
+    numbers = "json_array_elements_text(CAST(:numbers AS json))"
+    collation = "C"
+    gapless = False
 
     def __init__(self, url: str, *, synchronous: str, timeout: float) -> None:
         # The URL may hold a password, which must not get into messages.
@@ -123,6 +126,18 @@ class PostgresDatabase(Database):
 
     def _begin(self, connection: Connection) -> None:
         """The driver begins by itself."""
+
+    def _reading(self) -> Connection:
+        self._prepare()
+        return (
+            self._pool()
+            .connect()
+            .execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        )
+
+    def damage(self, connection: Connection, thorough: bool) -> list[str]:
+        """Nothing: the server checks its own pages when it reads them."""
+        return []
 
     def lock(self, connection: Connection, number: int) -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (number,))

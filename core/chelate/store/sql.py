@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -37,6 +38,8 @@ from chelate.store.values import StoredValues
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from chelate.store.snapshot import SQLSnapshot
 
 __all__ = ["SQLStore"]
 
@@ -107,6 +110,14 @@ class SQLStore(StoredValues):
 
     def close(self) -> None:
         self._database.close()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[SQLSnapshot]:
+        """A look at everything; the store need not be open, and nothing is written."""
+        with self._database.looking() as connection:
+            from chelate.store.snapshot import SQLSnapshot
+
+            yield SQLSnapshot(self._database, connection, self._files.folder)
 
     # -- ownership ------------------------------------------------------------------------------
 
@@ -263,7 +274,7 @@ class SQLStore(StoredValues):
             sql.add_dispatches(connection, [encode_dispatch(item) for item in created.values()])
             sql.put_nodes(connection, nodes)
             sql.put_dispatches(connection, dispatches)
-            sql.add_events(connection, self._events(commit, epochs, touched, turn))
+            sql.add_events(connection, self._events(commit, epochs, turn))
             again = True
             return []
 
@@ -273,16 +284,16 @@ class SQLStore(StoredValues):
         return requests
 
     def _events(
-        self, commit: Commit, epochs: Mapping[str, int], touched: Sequence[str], turn: str
+        self, commit: Commit, epochs: Mapping[str, int], turn: str
     ) -> list[tuple[Any, ...]]:
-        ends = {record.dispatch_id: record.status.value for record in commit.dispatches}
+        rows = {row.dispatch_id: row.status.value for row in (*commit.created, *commit.dispatches)}
         now = time.time()
         events: list[tuple[Any, ...]] = []
-        for dispatch_id in touched:
+        for dispatch_id in sorted({*commit.nodes, *rows}):
             records = commit.nodes.get(dispatch_id, ())
             changes: list[list[Any]] = [[node.node_id, node.status._value_] for node in records]
-            if dispatch_id in ends:
-                changes.append([None, ends[dispatch_id]])
+            if dispatch_id in rows:
+                changes.append([None, rows[dispatch_id]])
             events.append((dispatch_id, epochs[dispatch_id], now, turn, dump_json(changes)))
         return events
 
@@ -295,7 +306,12 @@ class SQLStore(StoredValues):
                 raise _no_dispatch(dispatch_id)
             if rows[0].ended:
                 return 0
-            return sql.add_cancel(connection, dispatch_id, nodes, time.time())
+            now = time.time()
+            number = sql.add_cancel(connection, dispatch_id, nodes, now)
+            # Its place among the events says what was sent before and what after.
+            event = (dispatch_id, rows[0].epoch, now, f"cancel:{number}", "[]")
+            sql.add_events(connection, [event])
+            return number
 
         return self._database.write(work)
 

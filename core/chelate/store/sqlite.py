@@ -10,6 +10,7 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from chelate.api import (
     StoreError,
@@ -45,6 +46,9 @@ class SQLiteDatabase(Database):
     """The file ``path``; kernels lock files in ``kernels``."""
 
     inline_limit = 32 << 10
+    numbers = "json_each(:numbers)"
+    collation = "BINARY"
+    gapless = True
 
     def __init__(self, path: Path, kernels: Path, *, synchronous: str, timeout: float) -> None:
         super().__init__(str(path), synchronous=synchronous, timeout=timeout)
@@ -107,6 +111,25 @@ class SQLiteDatabase(Database):
 
     def _begin(self, connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def _reading(self) -> Connection:
+        from sqlalchemy import URL, create_engine
+        from sqlalchemy.pool import NullPool
+
+        if not self.path.is_file():
+            raise StoreUnavailableError(f"There is no store at {self.path}.")
+        place = URL.create(
+            "sqlite", database=f"file:{quote(str(self.path))}", query={"mode": "ro", "uri": "true"}
+        )
+        wishes = {"isolation_level": None, "timeout": self.timeout}
+        connection = create_engine(place, connect_args=wishes, poolclass=NullPool).connect()
+        connection.exec_driver_sql("BEGIN")
+        return connection
+
+    def damage(self, connection: Connection, thorough: bool) -> list[str]:
+        question = "PRAGMA integrity_check" if thorough else "PRAGMA quick_check"
+        answers = connection.exec_driver_sql(question).scalars()
+        return [f"SQLite says of {self.path}: {text}" for text in answers if text != "ok"]
 
     def _stuck(self) -> bool:
         writer = self._writer

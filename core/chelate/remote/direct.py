@@ -1,0 +1,377 @@
+"""Executors that start jobs on hosts by themselves, without a scheduler in between."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from chelate.api import (
+    Accepted,
+    AuthenticationError,
+    Capabilities,
+    ConfigError,
+    Deferred,
+    Executor,
+    Job,
+    JobHandle,
+    Limits,
+    Observation,
+    Outcome,
+    PollReport,
+    Reason,
+    Rejected,
+    RunOutcome,
+    TransientError,
+)
+from chelate.remote.host import JobHost
+from chelate.remote.sights import Prepared, job_id, observation
+
+__all__ = ["DirectExecutor", "HostSlots"]
+
+LAUNCH_GRACE = 60.0  # seconds in which a job that was started must have claimed itself
+WAIT = 0.5  # seconds before a job that found no free slot is offered again
+
+
+@dataclass(slots=True)
+class HostSlots:
+    """A host and what may run there at once.
+
+    ``slots`` are processors (None: as many as the host says it has), ``mem`` MiB (None: what
+    the host has), ``gpus`` accelerators, given to jobs by number in ``CUDA_VISIBLE_DEVICES``.
+    """
+
+    host: JobHost
+    slots: int | None = None
+    mem: int | None = None
+    gpus: int = 0
+    used: dict[str, Mapping[str, object]] = field(default_factory=dict)  # handle data by key
+
+    @property
+    def name(self) -> str:
+        """What handles call the host."""
+        return self.host.transport.host
+
+    def can(self, cpus: int, mem: int, gpus: int) -> bool:
+        """Whether a job could run here if it were alone."""
+        return cpus <= (self.slots or 0) and mem <= (self.mem or 0) and gpus <= self.gpus
+
+    def free(self) -> int:
+        """Slots that are free; negative when the host was overcommitted by another kernel."""
+        return (self.slots or 0) - sum(_number(data, "cpus") for data in self.used.values())
+
+    def free_memory(self) -> int:
+        """MiB that no job here has asked for."""
+        return (self.mem or 0) - sum(_number(data, "mem") for data in self.used.values())
+
+    def free_gpus(self) -> list[int]:
+        """Numbers of the accelerators that no job here has."""
+        taken = {
+            number
+            for data in self.used.values()
+            for number in str(data.get("gpus") or "").split(",")
+        }
+        return [number for number in range(self.gpus) if str(number) not in taken]
+
+
+class DirectExecutor(Executor):
+    """Base of executors whose jobs run on hosts directly; a subclass gives :meth:`hosts`.
+
+    Jobs are detached: they outlive the connection and the kernel. Each is claimed by the one
+    supervisor that runs it, so a request sent twice is one job.
+    """
+
+    limits = Limits(poll_min=0.5, poll_max=20.0, absent_grace=15.0, find_grace=5.0)
+    capabilities = Capabilities(
+        find=True,
+        idempotent=True,
+        logs=True,
+        packing=True,
+        cancel_task=True,
+        claims=True,
+        listing=True,
+    )
+    _slots: list[HostSlots] | None = None
+    _spool: Path | None = None
+
+    @abstractmethod
+    def hosts(self) -> Sequence[HostSlots]:
+        """The hosts, made once, without touching the network. Raises ConfigError."""
+
+    def _all(self) -> list[HostSlots]:
+        if self._slots is None:
+            self._slots = list(self.hosts())
+            names = [item.name for item in self._slots]
+            if not names or len(set(names)) < len(names):
+                raise ConfigError(
+                    f"Executor {self.name!r} needs at least one host, and each once: {names}."
+                )
+        return self._slots
+
+    async def open(self) -> None:
+        """Check the options; connections are made when a job needs them."""
+        slots = [item.slots for item in self._all()]
+        if any(count is not None and count < 1 for count in slots):
+            raise ConfigError(f"slots of executor {self.name!r} must be at least 1.")
+        if all(slots):
+            most = sum(count or 0 for count in slots) * self.limits.pack
+            self.limits = replace(self.limits, max_in_flight=most)
+
+    async def close(self) -> None:
+        """Let go of connections and of what was fetched; jobs go on."""
+        for item in self._slots or ():
+            await item.host.transport.close()
+        if self._spool is not None:
+            shutil.rmtree(self._spool, ignore_errors=True)
+            self._spool = None
+
+    # -- starting -----------------------------------------------------------------------------
+
+    async def run(self, jobs: Sequence[Job]) -> AsyncIterator[RunOutcome]:
+        """Place jobs on hosts with free slots and start them, one round per host."""
+        placed: dict[str, list[Job]] = {}
+        troubles = await self._ready()
+        for job in jobs:
+            refused = self._place(job, placed, troubles)
+            if refused is not None:
+                yield refused
+        for item in self._all():
+            group = placed.get(item.name)
+            if not group:
+                continue
+            async for outcome in self._start(item, group):
+                if not isinstance(outcome, Accepted):
+                    item.used.pop(outcome.key, None)
+                yield outcome
+
+    async def _ready(self) -> dict[str, Exception]:
+        """Have each host's capacity known; why not, by host."""
+        troubles: dict[str, Exception] = {}
+        for item in self._all():
+            try:
+                report = await item.host.probe()
+            except Exception as error:  # noqa: BLE001 - one bad host must not stop the others
+                troubles[item.name] = error
+                continue
+            item.slots = item.slots or report.cpus
+            item.mem = item.mem or report.memory >> 20
+        return troubles
+
+    def _place(
+        self, job: Job, placed: dict[str, list[Job]], troubles: Mapping[str, Exception]
+    ) -> RunOutcome | None:
+        items = [item for item in self._all() if item.name not in troubles]
+        if not items:
+            return _refusal(job.key, troubles)
+        wants = job.resources
+        why = next(
+            (
+                f"Resources({name}={getattr(wants, name)!r}) means nothing to executor "
+                f"{self.name!r}; leave it out, or use an executor that knows it."
+                for name, asked in (
+                    ("nodes", wants.nodes > 1),
+                    ("disk", wants.disk is not None),
+                    ("gpu_type", wants.gpu_type is not None),
+                )
+                if asked
+            ),
+            "",
+        )
+        mem = int(wants.mem or 0)
+        able = [
+            item
+            for item in items
+            if wants.cpus <= (item.slots or 0)
+            and wants.gpus <= item.gpus
+            and mem <= (item.mem or 0)
+        ]
+        if not why and not able:
+            if troubles:  # one of those may be able
+                return Deferred(job.key, str(next(iter(troubles.values()))))
+            why = (
+                f"Resources(cpus={wants.cpus}, mem={wants.mem}, gpus={wants.gpus}) is more than "
+                f"any host of executor {self.name!r} has; ask for less, or add a host."
+            )
+        if why:
+            return Rejected(job.key, Reason.UNSCHEDULABLE, why)
+        for item in able:
+            if job.key in item.used:  # sent before, and the answer was lost
+                placed.setdefault(item.name, []).append(job)
+                return None
+        best = max(able, key=lambda item: item.free() / (item.slots or 1))
+        alone = not best.used if wants.exclusive else True
+        gpus = best.free_gpus()[: wants.gpus]
+        if (
+            best.free() < wants.cpus
+            or best.free_memory() < mem
+            or len(gpus) < wants.gpus
+            or not alone
+        ):
+            return Deferred(job.key, f"All slots of executor {self.name!r} are taken.", WAIT)
+        data: dict[str, object] = {
+            "cpus": best.slots if wants.exclusive else wants.cpus,
+            "mem": mem,
+        }
+        if best.gpus:
+            data["gpus"] = ",".join(map(str, gpus))
+        best.used[job.key] = data
+        placed.setdefault(best.name, []).append(job)
+        return None
+
+    async def _start(self, item: HostSlots, jobs: list[Job]) -> AsyncIterator[RunOutcome]:
+        variables = {
+            job.key: {"CUDA_VISIBLE_DEVICES": str(item.used[job.key]["gpus"])}
+            for job in jobs
+            if "gpus" in item.used[job.key]
+        }
+        live = [job for job in jobs if not all(task.cancel_requested for task in job.tasks)]
+        for job in jobs:
+            if job not in live:
+                yield Deferred(job.key, "Cancelled before it was sent.")
+        if not live:
+            return
+        try:
+            answers = await item.host.prepare(live, start=True, variables=variables)
+        except (AuthenticationError, ConfigError) as error:
+            for job in live:
+                yield _refusal(job.key, {item.name: error})
+            return
+        for job, answer in zip(live, answers, strict=True):
+            if isinstance(answer, Prepared):
+                tasks = tuple(task.key for task in job.tasks)
+                yield Accepted(job.key, self._handle(item, job.key, tasks))
+            else:
+                yield answer
+
+    def _handle(self, item: HostSlots, key: str, tasks: tuple[str, ...]) -> JobHandle:
+        data = {"host": item.name, **item.used.get(key, {})}
+        return JobHandle(key, self.name, f"{item.name}/{job_id(key)}", data, tasks)
+
+    # -- watching -----------------------------------------------------------------------------
+
+    def _by_host(self, handles: Sequence[JobHandle]) -> list[tuple[HostSlots, list[JobHandle]]]:
+        groups: dict[str, list[JobHandle]] = {}
+        for handle in handles:
+            groups.setdefault(str(handle.data.get("host")), []).append(handle)
+        return [(item, groups[item.name]) for item in self._all() if item.name in groups]
+
+    async def poll(self, handles: Sequence[JobHandle]) -> PollReport:
+        """One question per host; what an unreachable host has keeps its state."""
+        covered: set[str] = set()
+        seen: dict[str, Observation] = {}
+        errors: list[str] = []
+        known = {item.name for item in self._all()}
+        lost = sorted({str(handle.data.get("host")) for handle in handles} - known)
+        if lost:
+            errors.append(f"Executor {self.name!r} is not configured for {', '.join(lost)}.")
+        for item, group in self._by_host(handles):
+            try:
+                sights = await item.host.look(
+                    [handle.key for handle in group], launch_grace=LAUNCH_GRACE
+                )
+            except Exception as error:  # noqa: BLE001 - one bad host must not hide the others
+                errors.append(str(error))
+                continue
+            for handle in group:
+                sight = sights.get(handle.key)
+                if sight is None:
+                    continue
+                covered.add(handle.key)
+                observed = observation(sight, where=item.name, launch_grace=LAUNCH_GRACE)
+                if observed is not None:
+                    seen[handle.key] = observed
+                if observed is None or observed.state.name in ("ENDED", "KILLED"):
+                    item.used.pop(handle.key, None)
+                else:
+                    item.used.setdefault(handle.key, handle.data)
+        return PollReport(frozenset(covered), seen, tuple(errors))
+
+    async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
+        """Jobs that were claimed, on any host. Raises TransientError unless all hosts answer."""
+        found: dict[str, list[JobHandle]] = {}
+        for item in self._all():
+            for key, sight in (await item.host.look(keys)).items():
+                if sight.claimed or sight.done:
+                    found.setdefault(key, []).append(self._handle(item, key, sight.tasks))
+        return found
+
+    async def forbid(self, keys: Sequence[str]) -> Mapping[str, JobHandle]:
+        """Take the claims on every host."""
+        held: dict[str, JobHandle] = {}
+        for item in self._all():
+            for key, sight in (await item.host.forbid(keys)).items():
+                if sight.claimed or sight.done:
+                    held[key] = self._handle(item, key, sight.tasks)
+                else:
+                    item.used.pop(key, None)
+        return held
+
+    async def list_jobs(self, store: str) -> Sequence[JobHandle]:
+        """Claimed jobs of this store that are not over, on every host."""
+        return [
+            self._handle(item, key, sight.tasks)
+            for item in self._all()
+            for key, sight in (await item.host.listing(store)).items()
+        ]
+
+    async def cancel(self, handles: Sequence[JobHandle], *, force: bool) -> None:
+        """Ask the supervisors; with ``force`` everything is killed at once."""
+        failed: Exception | None = None
+        for item, group in self._by_host(handles):
+            try:
+                await item.host.stop([handle.key for handle in group], force=force)
+            except TransientError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def cancel_tasks(self, handle: JobHandle, keys: Sequence[str], *, force: bool) -> None:
+        """Stop some tasks of a pack."""
+        for item, _ in self._by_host([handle]):
+            await item.host.stop_tasks(handle.key, keys, force=force)
+
+    # -- results ------------------------------------------------------------------------------
+
+    async def collect(self, handles: Sequence[JobHandle]) -> AsyncIterator[Outcome]:
+        """Outcomes, host by host; values large enough become files here."""
+        if self._spool is None:
+            self._spool = Path(tempfile.mkdtemp(prefix="chelate-"))
+        for item, group in self._by_host(handles):
+            async for outcome in item.host.collect(group, self._spool):
+                yield outcome
+
+    async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
+        """Output so far."""
+        for item, _ in self._by_host([handle]):
+            return await item.host.logs(handle.key, stream, offset, limit)
+        return b""
+
+    async def release(self, handles: Sequence[JobHandle]) -> None:
+        """Clean up here and there."""
+        for item, group in self._by_host(handles):
+            for handle in group:
+                item.used.pop(handle.key, None)
+                if self._spool is not None:
+                    for path in self._spool.glob(f"{job_id(handle.key)}-*.part"):
+                        path.unlink(missing_ok=True)
+            await item.host.release([handle.key for handle in group])
+
+
+def _number(data: Mapping[str, object], name: str) -> int:
+    value = data.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _refusal(key: str, troubles: Mapping[str, Exception]) -> RunOutcome:
+    """Why a job cannot be started on any host; nothing was sent."""
+    errors = list(troubles.values())
+    for error in errors:
+        if isinstance(error, TransientError):
+            return Deferred(key, str(error), error.retry_after)
+    text = " ".join(dict.fromkeys(map(str, errors)))
+    if isinstance(errors[0], AuthenticationError):
+        return Rejected(key, Reason.AUTH, text)
+    return Rejected(key, getattr(errors[0], "reason", Reason.INVALID_SPEC), text)

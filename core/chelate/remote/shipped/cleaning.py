@@ -1,0 +1,173 @@
+"""What is known of a job from its directory; taking claims; removing what is over."""
+
+import os
+import re
+import shutil
+import time
+from typing import Any
+
+from . import files, processes
+
+__all__ = ["conclude", "forbid", "release", "sight", "sweep"]
+
+NOBODY = "forbidden"
+STALE = 3600.0  # seconds; half-written files older than this are nobody's any more
+
+
+def sight(root: str, name: str) -> "dict[str, Any]":
+    """The facts about one job, in the fields of ``Sight``."""
+    folder = files.job_folder(root, name)
+    claim = files.claim_of(folder)
+    spec = files.fresh_spec(folder)
+    item = {
+        "id": name,
+        "known": spec is not None,
+        "claimed": False,
+        "forbidden": False,
+        "alive": None,
+        "done": files.is_over(folder),
+        "cancelled": os.path.exists(os.path.join(folder, "control", "cancel")),
+    }  # type: dict[str, Any]
+    now = time.time()
+    if spec is not None:
+        item["key"] = spec["key"]
+        item["tasks"] = [task["key"] for task in spec["tasks"]]
+        item["age"] = now - os.path.getmtime(os.path.join(folder, "spec.json"))
+    if claim is None:
+        return item
+    if claim["native"] == NOBODY:
+        item["forbidden"] = True
+        item["log"] = _end_of(os.path.join(folder, "supervisor.log"))
+        return item
+    item["claimed"] = True
+    for field in ("native", "run", "host", "pid", "start_ticks", "boot_id"):
+        item[field] = claim[field]
+    item["started_at"] = claim["at"]
+    if item["done"]:
+        item["alive"] = False
+        return item
+    item["alive"] = processes.is_alive(claim)
+    item["rebooted"] = claim["host"] == os.uname()[1] and claim["boot_id"] != processes.boot_id()
+    beat = os.path.join(folder, "run-{}".format(claim["run"]), "heartbeat")
+    try:
+        item["heartbeat_age"] = max(0.0, now - os.path.getmtime(beat))
+    except OSError:
+        pass
+    if item["alive"] is False:
+        item["done"] = files.is_over(folder)  # it may have ended between the two looks
+        item["log"] = _end_of(os.path.join(folder, "supervisor.log"))
+    return item
+
+
+def _end_of(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - 4096))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def conclude(root: str, name: str, item: "dict[str, Any]") -> None:
+    """Say in place of a dead supervisor that the job is over, if any task of it has a record."""
+    folder = files.job_folder(root, name)
+    key = files.key_of(root, name)
+    run, count = item["run"], len(item.get("tasks") or ())
+    paths = [files.record_path(folder, run, index) for index in range(count)]
+    if any(files.read_signed(path, key) is not None for path in paths):
+        files.write_done(root, folder, key, run, count)
+
+
+def forbid(root: str, name: str) -> "dict[str, Any]":
+    """Take the claim of a job for nobody, unless somebody has it."""
+    folder = files.job_folder(root, name)
+    os.makedirs(folder, exist_ok=True)
+    if files.claim_of(folder) is None:
+        claim = dict(processes.identity(), native=NOBODY, run=0, at=time.time())
+        files.take_claim(folder, claim)
+    return sight(root, name)
+
+
+def release(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+    """Remove directories of jobs that are over, as the policy says."""
+    for name in request["jobs"]:
+        policy = request["cleanup"]
+        if policy == "always" or (policy == "on_success" and _succeeded(root, name)):
+            _remove(root, name)
+    return {}
+
+
+def _succeeded(root: str, name: str) -> bool:
+    folder = files.job_folder(root, name)
+    key = files.key_of(root, name)
+    done = files.read_signed(os.path.join(folder, "done"), key)
+    if done is None:
+        return False
+    records = (
+        files.read_signed(files.record_path(folder, done["run"], index), key)
+        for index in range(done["tasks"])
+    )
+    return all(record is not None and record["ok"] for record in records)
+
+
+def _remove(root: str, name: str) -> bool:
+    """Remove one job's directory unless it may still run. Only what has the name of a job."""
+    folder = files.job_folder(root, name)
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return False
+    claim = files.claim_of(folder)
+    over = files.is_over(folder) or (claim is not None and claim["native"] == NOBODY)
+    if not over and (claim is None or processes.is_alive(claim) is not False):
+        return False
+    spec = files.fresh_spec(folder)
+    if spec is not None:
+        try:
+            os.unlink(files.marker(root, spec["store"], name))
+        except FileNotFoundError:
+            pass
+    # What makes a job startable goes first: a claim must not go while there is a spec.
+    try:
+        os.unlink(os.path.join(folder, "spec.json"))
+    except FileNotFoundError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def sweep(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+    """Remove what nobody has used for ``keep`` seconds: jobs that are over, values, old tools."""
+    before = time.time() - request["keep"]
+    removed = 0
+    for name in os.listdir(os.path.join(root, "jobs")):
+        folder = os.path.join(root, "jobs", name)
+        if re.match(r"[0-9a-f]{40}\Z", name) and os.path.getmtime(folder) < before:
+            removed += _remove(root, name)
+    for prefix in os.listdir(os.path.join(root, "cas")):
+        for name in os.listdir(os.path.join(root, "cas", prefix)):
+            path = os.path.join(root, "cas", prefix, name)
+            half = name.endswith(".part") and os.path.getmtime(path) < time.time() - STALE
+            whole = re.match(r"[0-9a-f]{64}\Z", name) and os.path.getmtime(path) < before
+            if half or (whole and not _is_needed(root)):
+                try:
+                    os.unlink(path)
+                    removed += 1
+                except OSError:
+                    pass
+    for kind, pattern, kept in (
+        ("tools", r"[0-9a-f]{64}(\.[0-9]+)?\Z", request["tools"]),
+        ("code", r"code-[0-9a-f]{64}(\.[0-9]+)?\Z", ""),
+    ):
+        for name in os.listdir(os.path.join(root, kind)):
+            path = os.path.join(root, kind, name)
+            if re.match(pattern, name) and name != kept and os.path.getmtime(path) < before:
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+    return {"removed": removed}
+
+
+def _is_needed(root: str) -> bool:
+    """Whether any job that is not over may still read old values."""
+    for store in os.listdir(os.path.join(root, "stores")):
+        if os.listdir(os.path.join(root, "stores", store)):
+            return True
+    return False

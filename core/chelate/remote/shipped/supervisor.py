@@ -1,0 +1,419 @@
+"""Runs one job to its end and reports it, whatever happens to the task.
+
+The supervisor claims the job, starts the child that runs the tasks, keeps the heartbeat, obeys
+control files and signals, ends whole trees, and writes the last word. The child writes a record
+for each task that it ran; the supervisor writes those of tasks that could not.
+"""
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from . import files, processes
+
+__all__ = ["DUPLICATE", "Supervisor"]
+
+DUPLICATE = 75
+HEARTBEAT = 10.0  # seconds
+LOOK = 0.5  # seconds between two looks at control files and deadlines
+POSTRUN = 300.0  # seconds that postrun may take
+TAIL = 16 * 1024
+SCRIPT = {
+    78: "ENV_MISMATCH",
+    81: "ENV_MISSING",
+    82: "ENV_MISSING",
+    83: "PRERUN",
+    84: "ENV_MISSING",
+}  # exit statuses of the job script
+
+
+class Supervisor:
+    """One run of one job.
+
+    Args:
+        tools: folder of the shipped files.
+        folder: directory of the job.
+        native: the backend's id of the job; a later run with the same id may take over.
+        run: how often the backend has restarted the job.
+    """
+
+    def __init__(self, tools: str, folder: str, native: str, run: int) -> None:
+        self.tools = tools
+        self.folder = folder
+        self.root = os.path.dirname(os.path.dirname(folder))
+        self.id = os.path.basename(folder)
+        self.native = native
+        self.run = run
+        self.spec = {}  # type: dict[str, Any]
+        self.key = b""
+        self.news = (-1, -1)
+        self.child = None  # type: subprocess.Popen[bytes] | None
+        self.usage = None  # type: Any
+        self.status = None  # type: int | None
+        self.signalled = 0
+        self.why = ""  # why everything stops
+        self.beat = 0.0
+
+    def main(self) -> int:
+        spec = files.fresh_spec(self.folder)
+        if spec is None:
+            raise files.Refusal("SPEC", "{} holds no spec of a job.".format(self.folder))
+        if files.is_over(self.folder):
+            return 0
+        self.spec = spec
+        self.key = files.key_of(self.root, self.id)
+        self.news = os.pipe()
+        for end in self.news:
+            os.set_blocking(end, False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, self.on_signal)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self.news[1])
+        if not self.claim():
+            return DUPLICATE
+        processes.subreaper()
+        os.makedirs(self.path(), exist_ok=True)
+        try:
+            self.tasks()
+            processes.end(self.id, os.getpid())
+            self.post()
+        finally:
+            processes.end(self.id, os.getpid())
+            self.reap()
+        count = len(spec["tasks"])
+        self.patiently(lambda: files.write_done(self.root, self.folder, self.key, self.run, count))
+        return 0
+
+    def claim(self) -> bool:
+        """Take the job, from an earlier run of the same backend's job if that is gone."""
+        held = files.claim_of(self.folder)
+        if held is not None and not (
+            held["native"] == self.native and held["run"] < self.run and self.native
+        ):
+            return False
+        claim = dict(processes.identity(), native=self.native, run=self.run, at=time.time())
+        return files.take_claim(self.folder, claim)
+
+    def path(self, *parts: str) -> str:
+        return os.path.join(self.folder, "run-{}".format(self.run), *parts)
+
+    # -- running the tasks --------------------------------------------------------------------
+
+    def tasks(self) -> None:
+        """Start the child until every task has a record; a task that kills it is passed over."""
+        count = len(self.spec["tasks"])
+        while True:
+            for index in range(count):
+                if self.why or os.path.exists(self.control("cancel.{}".format(index))):
+                    self.record(index, *self.stopped())
+            left = [index for index in range(count) if not self.has_record(index)]
+            if not left:
+                return
+            began = self.attempt(left)
+            left = [index for index in range(count) if not self.has_record(index)]
+            if left and not began and not self.why:
+                for index in left:
+                    self.record(index, *self.never_began())
+
+    def has_record(self, index: int) -> bool:
+        return (
+            files.read_signed(files.record_path(self.folder, self.run, index), self.key) is not None
+        )
+
+    def attempt(self, left: "list[int]") -> bool:
+        """One life of the child. Whether it came as far as a task."""
+        self.forget_current()
+        before = processes.oom_kills()
+        try:
+            self.start(left)
+        except OSError as error:
+            self.note("The job script cannot be started: {}.".format(error))
+            return False
+        timed_out = -1
+        dropped = -1
+        while self.status is None:
+            self.wait()
+            current, started = self.current()
+            limit = self.spec["timeout"]
+            if self.cancelled():
+                break
+            if current >= 0 and limit is not None and time.time() - started > limit:
+                timed_out = current
+                break
+            if current >= 0 and os.path.exists(self.control("cancel.{}".format(current))):
+                dropped = current
+                break
+        self.stop()
+        current, _ = self.current()
+        oom = processes.oom_kills() > before
+        if current >= 0 and not self.has_record(current):
+            if self.why or dropped == current:
+                self.record(current, *self.stopped())
+            elif timed_out == current:
+                text = "The task ran longer than its timeout of {:g} s.".format(limit)
+                self.record(current, "TIMEOUT", text)
+            else:
+                self.record(current, *self.died(oom))
+        return current >= 0
+
+    def start(self, left: "list[int]") -> None:
+        spec = self.spec
+        environment = dict(os.environ)
+        environment.update(spec["variables"])
+        environment[processes.MARK] = self.id
+        script = files.blob_path(self.root, spec["script"])
+        indices = ",".join(map(str, left))
+        command = [*spec["shell"], script, "run", self.tools, "child", self.folder]
+        command += [str(self.run), indices]
+        self.status = None
+        self.usage = None
+        with open(self.path("script.out"), "ab") as out, open(self.path("script.err"), "ab") as err:
+            self.child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=environment,
+                cwd=self.home(),
+                start_new_session=True,
+            )
+
+    def home(self) -> str:
+        """The folder that the job script starts in."""
+        folder = os.path.expanduser(self.spec["workdir"] or os.path.join(self.folder, "work"))
+        os.makedirs(folder, exist_ok=True)
+        return folder
+
+    def wait(self) -> None:
+        """Wait for the child, a signal, or the next look; keep the heartbeat; adopt the dead."""
+        ready, _, _ = select.select([self.news[0]], [], [], LOOK)
+        if ready:
+            try:
+                os.read(self.news[0], 4096)
+            except BlockingIOError:
+                pass
+        self.reap()
+        now = time.monotonic()
+        if now - self.beat >= HEARTBEAT:
+            self.beat = now
+            path = self.path("heartbeat")
+            if not files.touch(path):
+                open(path, "wb").close()
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self.child is not None and pid == self.child.pid:
+                self.status = status
+                self.usage = usage
+                self.child.returncode = status  # so that subprocess does not wait for it, too
+
+    def current(self) -> "tuple[int, float]":
+        """Which task the child is in, and since when; -1 before the first."""
+        document = files.read_json(self.path("current"))
+        return (document["index"], document["at"]) if document else (-1, 0.0)
+
+    def forget_current(self) -> None:
+        try:
+            os.unlink(self.path("current"))
+        except FileNotFoundError:
+            pass
+
+    # -- stopping -----------------------------------------------------------------------------
+
+    def on_signal(self, number: int, frame: Any) -> None:
+        self.signalled = number
+
+    def control(self, name: str) -> str:
+        return os.path.join(self.folder, "control", name)
+
+    def cancelled(self) -> bool:
+        if os.path.exists(self.control("cancel")):
+            self.why = "CANCELLED_BY_USER"
+        elif self.signalled and not self.why:
+            self.why = "CANCELLED_BY_BACKEND"
+        return bool(self.why)
+
+    def stopped(self) -> "tuple[str, str]":
+        if self.why == "CANCELLED_BY_BACKEND":
+            name = signal.Signals(self.signalled).name
+            return self.why, "The job was told to stop by {}, not by chelate.".format(name)
+        return "CANCELLED_BY_USER", "The task was cancelled."
+
+    def stop(self) -> None:
+        """End the child with its tree: asked first, forced after the grace."""
+        deadline = time.monotonic() + self.spec["grace"]
+        if self.status is None:
+            processes.send(processes.members(self.id, os.getpid()), signal.SIGTERM)
+            if not os.path.isdir("/proc/self") and self.child is not None:
+                os.killpg(self.child.pid, signal.SIGTERM)
+            while self.status is None and time.monotonic() < deadline:
+                self.wait()
+                if os.path.exists(self.control("force")):
+                    break
+        if self.status is None and self.child is not None:
+            try:
+                os.killpg(self.child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        processes.end(self.id, os.getpid())
+        while self.status is None:
+            self.wait()
+
+    # -- what is told -------------------------------------------------------------------------
+
+    def died(self, oom: bool) -> "tuple[str, str]":
+        """Why the child ended in the middle of a task."""
+        status = self.status or 0
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            if number == signal.SIGKILL and oom:
+                return "OOM", "The task used more memory than it may, and was killed for it."
+            name = signal.Signals(number).name if number < 32 else str(number)
+            return "CRASHED", "The task's process was ended by {}.".format(name)
+        text = "The task's process ended with exit status {} and left no result."
+        return "CRASHED", text.format(os.WEXITSTATUS(status))
+
+    def never_began(self) -> "tuple[str, str]":
+        status = self.status or 0
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
+        said = self.tail("script.err")
+        reason = SCRIPT.get(code)
+        if reason is None:
+            reason = "PRERUN" if self.spec["prerun"] else "LAUNCH_FAIL"
+        what = {
+            "PRERUN": "The prerun failed before the task could start.",
+            "LAUNCH_FAIL": "The task's process ended before the task could start.",
+        }.get(reason, "The environment of the task cannot be used.")
+        return reason, "{}\n{}".format(what, said).strip()
+
+    def tail(self, name: str) -> str:
+        try:
+            with open(self.path(name), "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL))
+                return file.read().decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+
+    def record(self, index: int, reason: str, error: str) -> None:
+        """Write how a task ended that could not say so itself; the first record stays."""
+        if self.has_record(index):
+            return
+        current, started = self.current()
+        usage = None
+        if self.usage is not None and index == current:
+            usage = {
+                "max_rss_kib": self.usage.ru_maxrss,
+                "cpu_user": self.usage.ru_utime,
+                "cpu_system": self.usage.ru_stime,
+            }
+        document = {
+            "job": self.id,
+            "task": self.spec["tasks"][index]["key"],
+            "index": index,
+            "run": self.run,
+            "ok": False,
+            "reason": reason,
+            "error": error,
+            "started_at": started if index == current else None,
+            "ended_at": time.time(),
+            "usage": usage,
+        }
+        path = files.record_path(self.folder, self.run, index)
+        self.patiently(lambda: files.write_whole(path, files.signed(self.key, document)))
+
+    def patiently(self, write: Any) -> None:
+        """Write; on a full disk for as long as it takes."""
+        delay = 1.0
+        while True:
+            try:
+                write()
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+            time.sleep(delay)
+            delay = min(delay * 2, 60.0)
+            files.touch(self.path("heartbeat"))
+
+    def post(self) -> None:
+        """Run postrun, after success and failure."""
+        spec = self.spec
+        if not spec["postrun"]:
+            return
+        records = [
+            files.read_signed(files.record_path(self.folder, self.run, index), self.key)
+            for index in range(len(spec["tasks"]))
+        ]
+        status = 0 if all(record and record["ok"] for record in records) else 1
+        environment = dict(os.environ, CHELATE_EXIT_STATUS=str(status))
+        environment.update(spec["variables"])
+        environment[processes.MARK] = self.id
+        command = [*spec["shell"], files.blob_path(self.root, spec["script"]), "post"]
+        with open(self.path("script.out"), "ab") as out, open(self.path("script.err"), "ab") as err:
+            self.child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment,
+                cwd=self.home(), start_new_session=True,
+            )  # fmt: skip
+        self.status = None
+        deadline = time.monotonic() + POSTRUN
+        while self.status is None and time.monotonic() < deadline:
+            self.wait()
+            if os.path.exists(self.control("force")):
+                break
+        if self.status != 0:
+            self.note("postrun did not succeed (wait status {}).".format(self.status))
+
+    def note(self, text: str) -> None:
+        files.append_log(self.folder, text)
+
+
+def detach(tools: str, folder: str) -> None:
+    """Run the supervisor of a job in a process that nothing here holds on to."""
+    if os.fork():
+        os.wait()
+        return
+    # From here on nothing may return into the caller's code.
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.chdir(folder)
+        null = os.open(os.devnull, os.O_RDWR)
+        log = os.open(
+            os.path.join(folder, "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+        )
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.closerange(3, 1024)
+        status = guarded(Supervisor(tools, folder, os.path.basename(folder), 0))
+    except BaseException:  # noqa: BLE001
+        status = 70
+    os._exit(status)
+
+
+def guarded(supervisor: Supervisor) -> int:
+    """Run to the end; what goes wrong in here is written down."""
+    try:
+        return supervisor.main()
+    except BaseException as error:  # noqa: BLE001 - nobody else would tell
+        import traceback
+
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        try:
+            supervisor.note(text)
+        except OSError:
+            sys.stderr.write(text)
+        return 70

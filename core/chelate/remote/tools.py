@@ -1,0 +1,135 @@
+"""What is copied to a host so that it can answer: the agent, the worker and cloudpickle."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import chelate.api
+from chelate.api import ConfigError, digest_bytes
+
+__all__ = ["NO_AGENT", "UNFIT", "Tools", "probe_command", "tools"]
+
+NO_AGENT = 94
+UNFIT = (96, 97)  # no interpreter at all; only too old ones
+
+# Runs on any Python, to say in words that it is too old. The folder is run as a program.
+_MAIN = """\
+import sys
+if sys.version_info < (3, 6):
+    sys.stderr.write("chelate needs Python 3.6 or later, and this is Python %d.%d.\\n"
+                     % sys.version_info[:2])
+    sys.exit(78)
+sys.dont_write_bytecode = False
+from _chelate_host.agent import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+# Any Python reads it. Writes the tools beside their final place and renames them, so that they
+# are whole or absent, and goes on as the agent.
+_BEGIN = """\
+import os, sys
+root, digest, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if sys.version_info < (3, 6):
+    sys.stdout.write("chelate:%d.%d\\n" % sys.version_info[:2])
+    sys.exit(97)
+if root[:1] == "~":
+    root = os.path.expanduser(root)
+tools = os.path.join(root, "tools", digest)
+if size == 0 and not os.path.isdir(tools):
+    sys.exit(94)
+if size:
+    import hashlib, json, shutil, zlib
+    data = b""
+    while len(data) < size:
+        piece = os.read(0, size - len(data))
+        if not piece:
+            sys.exit("The tools were cut off.")
+        data += piece
+    if hashlib.blake2b(data, digest_size=32).hexdigest() != digest:
+        sys.exit("The tools were damaged on the way.")
+    os.umask(0o077)
+    part = "%s.%d" % (tools, os.getpid())
+    for name, text in json.loads(zlib.decompress(data).decode()).items():
+        path = os.path.join(part, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    try:
+        os.rename(part, tools)
+    except OSError:
+        shutil.rmtree(part)
+        if not os.path.isdir(tools):
+            raise
+sys.path.insert(0, tools)
+from _chelate_host.agent import main
+sys.exit(main(["probe"]))
+"""
+
+# Arguments: root, digest of the tools, their size (0: do not install), program, interpreters.
+_FIND = """\
+root=$1 digest=$2 size=$3 begin=$4
+shift 4
+status=96
+for python in "$@"; do
+  case $python in "~/"*) python=$HOME/${python#??} ;; esac
+  python=$(command -v "$python" 2>/dev/null) || continue
+  "$python" -ES -c "$begin" "$root" "$digest" "$size"
+  status=$?
+  [ $status -eq 97 ] || break
+done
+exit $status
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The files as one compressed text; ``digest`` names their folder on the host."""
+
+    digest: str
+    data: bytes
+
+
+@cache
+def tools() -> Tools:
+    """What is shipped, made once per process.
+
+    Raises:
+        ConfigError: cloudpickle's files cannot be read here.
+    """
+    chelate_folder = Path(chelate.api.__file__).parent
+    files = {"__main__.py": _MAIN}
+    folders = {"_chelate_host": Path(__file__).parent / "shipped"}
+    folders["values"] = chelate_folder / "values"
+    spec = find_spec("cloudpickle")
+    if spec is None or spec.origin is None:
+        raise ConfigError("cloudpickle is not installed here; reinstall chelate.")
+    folders["lib/cloudpickle"] = Path(spec.origin).parent
+    for name, folder in folders.items():
+        for path in sorted(folder.glob("*.py")):
+            files[f"{name}/{path.name}"] = path.read_text(encoding="utf-8")
+    files["worker.py"] = (chelate_folder / "worker.py").read_text(encoding="utf-8")
+    data = zlib.compress(json.dumps(files, sort_keys=True).encode(), 9)
+    return Tools(digest_bytes(data), data)
+
+
+def probe_command(
+    root: str, candidates: Sequence[str], request: Mapping[str, Any], *, install: bool
+) -> tuple[list[str], bytes]:
+    """The command that finds an interpreter and asks the agent, and what it reads.
+
+    It exits with NO_AGENT when the agent is not there and may not be installed, 97 when every
+    interpreter is too old and 96 when there is none.
+    """
+    shipped = tools()
+    size = len(shipped.data) if install else 0
+    command = ["sh", "-c", _FIND, "chelate", root, shipped.digest, str(size), _BEGIN]
+    body = json.dumps(request).encode()
+    stdin = b"%d\n%b" % (len(body), body)
+    return [*command, *candidates], (shipped.data if install else b"") + stdin

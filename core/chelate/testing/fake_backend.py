@@ -1,0 +1,329 @@
+"""A backend that misbehaves on order: what a cluster does on its worst days, on one machine.
+
+::
+
+    backend = FakeBackend(tmp_path)
+    backend.inject("drop_reply", "run")        # the next run happens, and its answer is lost
+    with backend.outage():                     # nothing gets through; jobs go on
+        ...
+    assert backend.ledger("run") == {key: 1}   # what it really did, whatever it said
+
+Its state is a folder, so it outlives executors and processes, and any process that knows the
+folder sees the same jobs. Faults belong to the process that injects them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from chelate.contracts.executor import Job, Outcome, Task
+from chelate.digest import digest_bytes
+from chelate.errors import TransientError
+from chelate.executors import process_tree
+from chelate.model import Reason
+from chelate.testing import fake_task
+
+__all__ = ["FAULTS", "FakeBackend", "FakeJob", "Fault"]
+
+FAULTS = {
+    "delay": "it answers after `delay` seconds",
+    "disk_full": "results cannot be written",
+    "drop_reply": "it acts, and the answer is lost",
+    "duplicate": "it acts twice on one request",
+    "half_covered": "a poll covers every second job",
+    "late_delivery": "the request times out and is acted on `delay` seconds later",
+    "outage": "nothing gets through",
+    "server_error": "it answers with an error of its own and does nothing",
+    "stale_listing": "a look-up or poll does not see jobs yet",
+    "throttle": "it refuses for now, and asks to be left alone for `delay` seconds",
+    "truncated_output": "a result is cut off on its way",
+}
+
+
+@dataclass(slots=True)
+class Fault:
+    """What goes wrong, in which call (None: any), how often, and for how many seconds."""
+
+    kind: str
+    call: str | None = None
+    times: int = 1
+    delay: float = 0.0
+
+
+class FakeJob:
+    """One job as its folder shows it; a task's files are in ``<folder>/<number>``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.native_id = folder.name
+        self._document: dict[str, Any] | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """``{"key", "store", "tasks": [key, …]}``; empty while the job is only forbidden."""
+        if self._document is None:
+            try:
+                self._document = json.loads((self.folder / "job.json").read_text())
+            except OSError:
+                return {}
+        return self._document or {}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Keys of the tasks."""
+        return list(self.document.get("tasks", ()))
+
+    def marked(self, word: str) -> bool:
+        """Whether the folder holds a file of that name."""
+        return (self.folder / word).exists()
+
+    def mark(self, word: str) -> None:
+        """Leave an empty file of that name."""
+        with contextlib.suppress(OSError):
+            (self.folder / word).touch()
+
+    def part(self, number: int, name: str) -> Path:
+        """A file of a task."""
+        return self.folder / str(number) / name
+
+    def ended(self, number: int) -> bool:
+        """Whether a task has written its outcome."""
+        return self.part(number, "outcome.json").exists()
+
+    def outcome(self, number: int) -> Outcome:
+        """How a task ended; one without an outcome of its own was killed or died."""
+        key = self.tasks[number]
+        streams = [_read(self.part(number, name)) for name in ("stdout", "stderr")]
+        if not self.ended(number):
+            killed = self.marked("cancelled") or self.part(number, "cancelled").exists()
+            return Outcome(
+                key,
+                False,
+                reason=Reason.CANCELLED_BY_USER if killed else Reason.CRASHED,
+                error="The task was cancelled." if killed else "The task's process is gone.",
+                stdout=streams[0],
+                stderr=streams[1],
+            )
+        header = json.loads(self.part(number, "outcome.json").read_text())
+        return Outcome(
+            key,
+            header["ok"],
+            _read(self.part(number, "payload")) if header["ok"] else None,
+            header.get("digest"),
+            graph=bool(header.get("graph")),
+            reason=None if header["ok"] else Reason(_reason(header["reason"])),
+            error=header.get("error"),
+            exception=_read(self.part(number, "exception")) or None,
+            stdout=streams[0],
+            stderr=streams[1],
+            started_at=header["started_at"],
+            ended_at=header["ended_at"],
+        )
+
+
+def _reason(word: str) -> str:
+    return "CANCELLED_BY_USER" if word == "TERMINATED" else word
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+class FakeBackend:
+    """A cluster in a folder.
+
+    Args:
+        folder: where jobs live; two backends of one folder are one.
+        answer: gives a task's outcome at once, instead of a process that runs it; for tests
+            that are about the kernel and not about values.
+    """
+
+    _known: ClassVar[dict[str, FakeBackend]] = {}
+
+    def __init__(self, folder: Path, answer: Callable[[Task], Outcome] | None = None) -> None:
+        self.folder = folder
+        self.answer = answer
+        self.calls: list[tuple[str, tuple[str, ...]]] = []
+        self._faults: list[Fault] = []
+        self._answers: dict[str, Outcome] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.RLock()
+        self._known[str(folder)] = self
+
+    @classmethod
+    def at(cls, folder: str) -> FakeBackend:
+        """The backend of a folder."""
+        return cls._known.get(folder) or cls(Path(folder))
+
+    # -- misbehaving --------------------------------------------------------------------------
+
+    def inject(
+        self, kind: str, call: str | None = None, *, times: int = 1, delay: float = 0.0
+    ) -> None:
+        """Let something go wrong in the next calls; see ``FAULTS`` and :class:`Fault`."""
+        assert kind in FAULTS, f"{kind!r} is none of {sorted(FAULTS)}"
+        with self._lock:
+            self._faults.append(Fault(kind, call, times, delay))
+
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Nothing gets through; jobs go on."""
+        fault = Fault("outage", None, sys.maxsize)
+        with self._lock:
+            self._faults.insert(0, fault)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._faults.remove(fault)
+
+    def meet(self, call: str, keys: Sequence[str]) -> Fault | None:
+        """Note a call, and what goes wrong in it.
+
+        Raises:
+            TransientError: the call does not get through, or is refused for now.
+        """
+        with self._lock:
+            self.calls.append((call, tuple(keys)))
+            fault = next((item for item in self._faults if item.call in (None, call)), None)
+            if fault is None:
+                return None
+            fault.times -= 1
+            if not fault.times:
+                self._faults.remove(fault)
+        if fault.kind == "outage":
+            raise TransientError("The fake backend cannot be reached.")
+        if fault.kind == "throttle":
+            raise TransientError("The fake backend is busy (429).", retry_after=fault.delay)
+        if fault.kind == "server_error":
+            raise TransientError("The fake backend broke (503).")
+        return fault
+
+    def ledger(self, verb: str) -> Counter[str]:
+        """How often each key was really started (``"run"``) or ended by force or wish
+        (``"cancel"``), by whatever process."""
+        lines = _read(self.folder / f"ledger-{verb}").decode().splitlines()
+        return Counter(lines)
+
+    def _note(self, verb: str, key: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        descriptor = os.open(self.folder / f"ledger-{verb}", flags, 0o600)
+        os.write(descriptor, f"{key}\n".encode())
+        os.close(descriptor)
+
+    # -- jobs ---------------------------------------------------------------------------------
+
+    def jobs(self, key: str) -> list[FakeJob]:
+        """All jobs of a key; more than one is a duplicate."""
+        name = digest_bytes(key.encode())[:32]
+        return [FakeJob(path) for path in sorted(self.folder.glob(f"jobs/{name}.*"))]
+
+    def every(self) -> list[FakeJob]:
+        """All jobs."""
+        return [FakeJob(path) for path in sorted(self.folder.glob("jobs/*"))]
+
+    def claim(self, key: str, copy: int = 0) -> FakeJob | None:
+        """Take the place of a job; None when it is taken."""
+        name = digest_bytes(key.encode())[:32]
+        folder = self.folder / "jobs" / f"{name}.{copy}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return None
+        return FakeJob(folder)
+
+    def start(self, job: Job, copy: int = 0) -> FakeJob:
+        """Start a job, unless it was started before."""
+        claimed = self.claim(job.key, copy)
+        if claimed is None:
+            return self.jobs(job.key)[copy]
+        values = self.folder / "values"
+        values.mkdir(exist_ok=True)
+        for task in job.tasks:
+            for digest in task.inputs:
+                target = values / digest
+                if not target.exists():
+                    part = values / f"{digest}.{os.getpid()}.{threading.get_ident()}"
+                    part.write_bytes(job.blobs.read(digest))
+                    part.rename(target)
+        document = {"key": job.key, "store": job.store, "tasks": [task.key for task in job.tasks]}
+        for number, task in enumerate(job.tasks):
+            self._note("run", task.key)
+            if self.answer is not None:
+                self._answers[task.key] = self.answer(task)
+            else:
+                self._spawn(claimed.folder / str(number), task, values)
+        part = claimed.folder / "job.part"
+        part.write_text(json.dumps(document))
+        part.rename(claimed.folder / "job.json")
+        return claimed
+
+    def start_later(self, job: Job, seconds: float) -> None:
+        """Act on a request only after a while, whoever has given up on it."""
+        timer = threading.Timer(seconds, self.start, [job])
+        timer.daemon = True
+        timer.start()
+
+    def _spawn(self, folder: Path, task: Task, values: Path) -> None:
+        folder.mkdir()
+        context = {
+            **task.context,
+            "dispatch_id": task.dispatch_id,
+            "node_id": task.node_id,
+            "attempt": task.attempt,
+            "name": task.name,
+        }
+        order = {"call": task.call, "context": context, "values": str(values)}
+        (folder / "task.json").write_text(json.dumps(order))
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, str(fake_task.__file__), str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": path, "CHELATE_TASK_KEY": task.key},
+            )
+        with self._lock:
+            self._processes = [item for item in self._processes if item.poll() is None]
+            self._processes.append(process)
+
+    def answered(self, key: str) -> Outcome | None:
+        """The outcome that ``answer`` gave for a task."""
+        return self._answers.get(key)
+
+    def living(self, keys: Sequence[str]) -> set[str]:
+        """Those of the tasks that have a process."""
+        with self._lock:
+            self._processes = [item for item in self._processes if item.poll() is None]
+        return set(process_tree.holders(keys)) if keys else set()
+
+    def end(self, keys: Sequence[str], *, force: bool) -> None:
+        """Signal every process of these tasks."""
+        for key in keys:
+            self._note("cancel", key)
+        holders = process_tree.holders(keys) if keys else {}
+        pids: set[Any] = set().union(*holders.values())
+        process_tree.send(pids, signal.SIGKILL if force else signal.SIGTERM)
+
+    def remove(self, job: FakeJob) -> None:
+        """Forget a job."""
+        shutil.rmtree(job.folder, ignore_errors=True)

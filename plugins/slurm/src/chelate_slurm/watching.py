@@ -1,0 +1,316 @@
+"""Watching jobs until they end, and ending them: one question for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from chelate.api import (
+    AuthenticationError,
+    ConfigError,
+    ExecutorError,
+    JobHandle,
+    JobState,
+    Observation,
+    Outcome,
+    PollReport,
+    Reason,
+    TransientError,
+)
+from chelate.remote import JobHost, Sight
+from chelate_slurm.answers import Row
+from chelate_slurm.controller import Controller
+from chelate_slurm.verdicts import ENDED, WAITING, Verdict, is_impossible, verdict
+
+__all__ = ["Watcher"]
+
+LOG = 64 * 1024  # bytes of a job's log that are told
+AGAIN = 10.0  # seconds before the same scancel is sent again
+SETTLE = 2.0  # seconds for which the record of a job that Slurm ended may be on its way
+FRESH = 60.0  # seconds since a heartbeat for which a job that Slurm forgot counts as running
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What is remembered of a job between polls. Moments are monotonic seconds."""
+
+    observation: Observation | None = None
+    native: str = ""  # another job that holds the claim
+    ended_at: float = 0.0
+    hopeless_at: float = 0.0
+    hopeless: str = ""
+    asked: bool = False
+    asked_at: dict[bool, float] | None = None
+    verdict: Verdict | None = None
+
+
+class Watcher:
+    """Polls, cancels and collects.
+
+    Args:
+        host: what the jobs left on the shared file system.
+        controller: Slurm's programs.
+        result_grace: seconds for which the record of a finished job may stay invisible.
+        hopeless_after: seconds for which a job may wait for what can never be.
+    """
+
+    def __init__(
+        self, host: JobHost, controller: Controller, *, result_grace: float, hopeless_after: float
+    ) -> None:
+        self._host = host
+        self._controller = controller
+        self._result_grace = result_grace
+        self._hopeless_after = hopeless_after
+        self._accounting = False
+        self._jobs: dict[str, _Watched] = {}
+
+    def learn(self, config: Mapping[str, str]) -> None:
+        """Whether this cluster has an accounting that can be asked."""
+        kind = config.get("AccountingStorageType", "")
+        self._accounting = kind.endswith("slurmdbd")
+
+    def forget(self, handles: Sequence[JobHandle]) -> None:
+        """These jobs are over and stored."""
+        for handle in handles:
+            self._jobs.pop(handle.key, None)
+
+    def _of(self, handle: JobHandle) -> _Watched:
+        return self._jobs.setdefault(handle.key, _Watched())
+
+    # -- polling ------------------------------------------------------------------------------
+
+    async def poll(self, handles: Sequence[JobHandle]) -> PollReport:
+        """See :meth:`SlurmExecutor.poll`."""
+        if not handles:
+            return PollReport(frozenset(), {})
+        errors: list[str] = []
+        rows: dict[str, Row] | None = None
+        ids = {handle.key: self._of(handle).native or handle.native_id for handle in handles}
+        # The queue before the records: a job that ends in between has its record by then.
+        try:
+            rows = await self._controller.queue(set(ids.values()))
+        except (AuthenticationError, ConfigError, TransientError) as error:
+            errors.append(str(error))
+        try:
+            sights = await self._host.look(list(ids))
+        except ExecutorError as error:
+            return PollReport(frozenset(), {}, (*errors, str(error)))
+        if rows is not None:
+            gone = {
+                number
+                for key, number in ids.items()
+                if number not in rows and not sights.get(key, Sight(key)).done
+            }
+            rows.update(await self._accounted(gone, errors))
+        covered: set[str] = set()
+        seen: dict[str, Observation] = {}
+        ended: list[tuple[JobHandle, Row, Sight]] = []
+        for handle in handles:
+            sight = sights.get(handle.key) or Sight(handle.key)
+            number = ids[handle.key]
+            if sight.done:
+                covered.add(handle.key)
+                seen[handle.key] = self._remembered(handle, JobState.ENDED, sight)
+                continue
+            if rows is None:
+                continue
+            if self._follows_owner(handle, sight):
+                continue  # asked for from the next poll on
+            covered.add(handle.key)
+            row = rows.get(number)
+            if row is not None and row.state in ENDED:
+                if self._is_over(handle, row):
+                    ended.append((handle, row, sight))
+                else:
+                    seen[handle.key] = self._remembered(handle, _unfinished(sight), sight)
+                continue
+            state = self._state(handle, row, sight)
+            if state is not None:
+                seen[handle.key] = self._remembered(handle, state, sight, row)
+        for handle, row, sight in ended:
+            seen[handle.key] = await self._judge(handle, row, sight)
+        await self._end_hopeless(handles, rows or {}, ids, errors)
+        return PollReport(frozenset(covered), seen, tuple(errors))
+
+    async def _accounted(self, gone: Collection[str], errors: list[str]) -> dict[str, Row]:
+        """What the accounting says of jobs that the controller has forgotten."""
+        if not gone or not self._accounting:
+            return {}
+        try:
+            found = await self._controller.accounting(gone)
+        except (AuthenticationError, ConfigError, TransientError) as error:
+            errors.append(str(error))
+            return {}
+        return {number: row for number, row in found.items() if number in gone}
+
+    def _state(self, handle: JobHandle, row: Row | None, sight: Sight) -> JobState | None:
+        """What a job that has not ended is doing; None when nobody knows it."""
+        if row is None:
+            age = sight.heartbeat_age
+            alive = sight.claimed and sight.alive is not False and age is not None and age < FRESH
+            return JobState.RUNNING if alive else None
+        if row.state in WAITING:
+            return JobState.QUEUED
+        # Any other state, known or not, is taken for running once the job has begun.
+        return JobState.RUNNING if sight.claimed else JobState.QUEUED
+
+    def _remembered(
+        self, handle: JobHandle, state: JobState, sight: Sight, row: Row | None = None
+    ) -> Observation:
+        """The same object as before unless something has changed, which saves the kernel work."""
+        watched = self._of(handle)
+        run = sight.run + (1 if state is JobState.QUEUED and sight.claimed else 0)
+        message = row.reason if row is not None and state is JobState.QUEUED else ""
+        fresh = Observation(
+            handle.key, state, message=message, started_at=sight.started_at, run=run
+        )
+        if watched.observation != fresh:
+            watched.observation = fresh
+        assert watched.observation is not None
+        return watched.observation
+
+    def _follows_owner(self, handle: JobHandle, sight: Sight) -> bool:
+        """Whether another copy of the job holds the claim: then that one is the job."""
+        watched = self._of(handle)
+        known = watched.native or handle.native_id
+        if sight.claimed and sight.native and sight.native != known:
+            watched.native = sight.native
+            watched.ended_at = 0.0
+            return True
+        return False
+
+    def _is_over(self, handle: JobHandle, row: Row) -> bool:
+        """Whether the record of an ended job had time enough to become visible."""
+        watched = self._of(handle)
+        now = time.monotonic()
+        watched.ended_at = watched.ended_at or now
+        finished = row.state in ("COMPLETED", "FAILED")
+        # A preempted job may go back into the queue by itself.
+        grace = self._result_grace if finished or row.state == "PREEMPTED" else SETTLE
+        return now - watched.ended_at >= min(grace, self._result_grace)
+
+    async def _judge(self, handle: JobHandle, row: Row, sight: Sight) -> Observation:
+        watched = self._of(handle)
+        if watched.verdict is None:
+            try:
+                log = await self._host.logs(handle.key, "scheduler", -LOG, LOG)
+            except ExecutorError:
+                log = b""  # the log is a help, and the verdict stands without it
+            text = log.decode(errors="replace")
+            watched.verdict = verdict(
+                row, sight, text, asked=watched.asked, waited=watched.hopeless
+            )
+        found = watched.verdict
+        if len(handle.tasks) > 1 and sight.claimed:
+            # Some tasks of the pack may have ended well: collect tells which.
+            return Observation(handle.key, JobState.ENDED, run=sight.run)
+        return Observation(
+            handle.key,
+            JobState.KILLED,
+            found.reason,
+            found.message,
+            started_at=sight.started_at,
+            run=sight.run,
+        )
+
+    # -- ending -------------------------------------------------------------------------------
+
+    async def _end_hopeless(
+        self,
+        handles: Sequence[JobHandle],
+        rows: Mapping[str, Row],
+        ids: Mapping[str, str],
+        errors: list[str],
+    ) -> None:
+        """Take jobs out of the queue that can never start, so that they end with a reason."""
+        now = time.monotonic()
+        hopeless: list[JobHandle] = []
+        for handle in handles:
+            row = rows.get(ids[handle.key])
+            why = "" if row is None else is_impossible(row)
+            watched = self._of(handle)
+            if not why:
+                watched.hopeless_at = 0.0
+                continue
+            watched.hopeless_at = watched.hopeless_at or now
+            if now - watched.hopeless_at >= self._hopeless_after:
+                watched.hopeless = why if row is None else f"{why} ({row.reason})"
+                hopeless.append(handle)
+        if hopeless:
+            try:
+                await self._controller.cancel(
+                    [ids[handle.key] for handle in hopeless], gentle=False
+                )
+            except (AuthenticationError, ConfigError, TransientError) as error:
+                errors.append(str(error))
+
+    async def cancel(self, handles: Sequence[JobHandle], *, force: bool) -> None:
+        """See :meth:`SlurmExecutor.cancel`."""
+        now = time.monotonic()
+        due: dict[bool, list[str]] = {True: [], False: []}  # by whether gently
+        keys: list[str] = []
+        for handle in handles:
+            watched = self._of(handle)
+            last = watched.observation
+            gently = not force and last is not None and last.state is JobState.RUNNING
+            asked = watched.asked_at = watched.asked_at or {}
+            watched.asked = True
+            if now - asked.get(gently, -AGAIN) < AGAIN:
+                continue  # the kernel asks until a poll shows the end; Slurm needs it only once
+            asked[gently] = now
+            keys.append(handle.key)
+            due[gently].append(watched.native or handle.native_id)
+            if watched.native:
+                due[gently].append(handle.native_id)
+        if not keys:
+            return
+        try:
+            # First the word that it is the user's wish, then the signal.
+            await self._host.stop(keys, force=force)
+            for gently in (True, False):
+                if due[gently]:
+                    await self._controller.cancel(due[gently], gentle=gently)
+        except ExecutorError:
+            for handle in handles:
+                self._of(handle).asked_at = None
+            raise
+
+    # -- results ------------------------------------------------------------------------------
+
+    async def collect(
+        self, handles: Sequence[JobHandle], spool: Path
+    ) -> AsyncGenerator[Outcome, None]:
+        """See :meth:`SlurmExecutor.collect`."""
+        verdicts = {
+            key: watched.verdict
+            for handle in handles
+            if (watched := self._jobs.get(handle.key)) is not None and watched.verdict is not None
+            for key in handle.tasks or (handle.key,)
+        }
+        told: set[str] = set()
+        async with aclosing(self._host.collect(handles, spool)) as outcomes:  # type: ignore[type-var]
+            async for outcome in outcomes:
+                told.add(outcome.key)
+                yield _mended(outcome, verdicts.get(outcome.key))
+        for key, found in verdicts.items():
+            if key not in told:
+                yield Outcome(key, False, reason=found.reason, error=found.message)
+
+
+def _mended(outcome: Outcome, found: Verdict | None) -> Outcome:
+    """The reason that only Slurm knows, in the place of what the supervisor had to guess."""
+    if outcome.ok:
+        return outcome
+    if outcome.reason is Reason.CANCELLED_BY_BACKEND and "SIGUSR2" in (outcome.error or ""):
+        text = "The job came to its time limit and was stopped; ask for more with time=."
+        return replace(outcome, reason=Reason.TIMEOUT, error=text)
+    if found is not None and outcome.reason is Reason.NODE_FAIL:
+        return replace(outcome, reason=found.reason, error=found.message)
+    return outcome
+
+
+def _unfinished(sight: Sight) -> JobState:
+    return JobState.RUNNING if sight.claimed else JobState.QUEUED

@@ -1,0 +1,318 @@
+"""``chelate fsck``: no finding on a sound store, and the right one on every damaged one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.services.postgres import PostgresServer, postgres_server, postgres_url
+
+from chelate.checking import Finding, Report, check_store
+from chelate.errors import StoreUnavailableError
+from chelate.store import SQLStore
+
+__all__ = ["postgres_server", "postgres_url"]
+
+SCRIPT = Path(__file__).with_name("varied.py")
+
+
+def start(home: Path, url: str = "", rounds: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(home), url, str(rounds)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def live(home: Path, url: str = "", rounds: int = 1) -> tuple[dict[str, str], list[Report]]:
+    """Let a varied life go by, checking all the while; the last round's ids and the reports."""
+    reports: list[Report] = []
+    with start(home, url, rounds) as process:
+        try:
+            while process.poll() is None:
+                if url or (home / "chelate.db").exists():
+                    reports += look(home, url, bool(reports))
+                time.sleep(0.2)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    return json.loads(output), reports
+
+
+def look(home: Path, url: str, there: bool) -> list[Report]:
+    try:
+        return [check(home, url)]
+    except StoreUnavailableError:
+        assert not there, "it is just being created"
+        return []
+
+
+def check(home: Path, url: str = "", **options) -> Report:
+    store = SQLStore(url, home)
+    try:
+        return check_store(store, **options)
+    finally:
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory) -> tuple[Path, dict[str, str], list[Report]]:
+    home = tmp_path_factory.mktemp("varied")
+    ids, reports = live(home)
+    return home, ids, reports
+
+
+@pytest.fixture
+def home(varied, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(varied[0], tmp_path / "home"))
+
+
+@pytest.fixture
+def ids(varied) -> dict[str, str]:
+    return varied[1]
+
+
+def change(home: Path, statement: str, *values: object) -> None:
+    link = sqlite3.connect(home / "chelate.db")
+    with link:
+        assert link.execute(statement, values).rowcount > 0
+    link.close()
+
+
+def value_of(home: Path, question: str, *values: object):
+    link = sqlite3.connect(home / "chelate.db")
+    try:
+        return link.execute(question, values).fetchone()[0]
+    finally:
+        link.close()
+
+
+def found(report: Report, invariant: str) -> list[Finding]:
+    return [item for item in report.findings if item.invariant == invariant]
+
+
+def test_a_living_store_has_no_finding(varied) -> None:
+    home, _, reports = varied
+    assert len(reports) > 3
+    assert [report.findings for report in reports if report.findings] == []
+    assert any(report.nodes > 5 for report in reports[:-1]), "checked while it ran"
+    closed = check(home)
+    assert closed.findings == []
+    assert closed.nodes > 30
+    assert closed.waiting == []
+    assert closed.hashed > 2_000_000
+
+
+def test_a_store_on_postgres_has_no_finding_and_a_damaged_one_has(
+    tmp_path: Path, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    ids, reports = live(tmp_path, postgres_url)
+    assert [report.findings for report in reports if report.findings] == []
+    assert any(report.nodes > 5 for report in reports)
+    assert check(tmp_path, postgres_url).findings == []
+    name = postgres_url.partition("@/")[2].partition("?")[0]
+    for invariant, statement in (
+        ("I3", "UPDATE nodes SET key = 'other' WHERE dispatch_id = '{good}' AND node_id = 0"),
+        ("I9", "UPDATE dispatches SET status = 'FAILED' WHERE dispatch_id = '{good}'"),
+        ("I12", "DELETE FROM events WHERE dispatch_id = '{good}'"),
+        ("I7", "DELETE FROM blobs"),
+    ):
+        postgres_server.psql(name, statement.format(**ids))
+        report = check(tmp_path, postgres_url)
+        assert ids["good"] in {item.dispatch_id for item in found(report, invariant)}, statement
+
+
+DAMAGES = [
+    ("I1", "good", "UPDATE dispatches SET status = 'RUNNING' WHERE dispatch_id = ?"),
+    ("I3", "good", "UPDATE nodes SET key = 'other' WHERE dispatch_id = ? AND node_id = 0"),
+    ("I3", "bad", "UPDATE nodes SET attempt = 9 WHERE dispatch_id = ? AND node_id = 0"),
+    ("I4", "good", "INSERT INTO events (dispatch_id, epoch, at, turn, changes) "
+     "VALUES (?, 9, 0, 't', '[[0, \"FAILED\"]]')"),
+    ("I4", "whole", "INSERT INTO events (dispatch_id, epoch, at, turn, changes) "
+     "VALUES (?, 9, 0, 't', '[[null, \"COMPLETED\"]]')"),
+    ("I5", "whole", "INSERT INTO events (dispatch_id, epoch, at, turn, changes) "
+     "VALUES (?, 0, 0, 't', '[[2, \"SUBMITTING\"]]')"),
+    ("I6", "good", "UPDATE nodes SET status = 'FAILED' WHERE dispatch_id = ? AND node_id = 1"),
+    ("I7", "good", "UPDATE dispatches SET graph = 'nothing' WHERE dispatch_id = ?"),
+    ("I7", "bad", "DELETE FROM blobs WHERE digest = (SELECT exception FROM nodes "
+     "WHERE dispatch_id = ? AND exception IS NOT NULL)"),
+    ("I7", "good", "UPDATE blobs SET data = X'00' WHERE digest = "
+     "(SELECT inputs FROM dispatches WHERE dispatch_id = ?)"),
+    ("I7", "good", "UPDATE blobs SET data = X'00' WHERE digest = "
+     "(SELECT graph FROM dispatches WHERE dispatch_id = ?)"),
+    ("I7", "good", "UPDATE nodes SET output = NULL WHERE dispatch_id = ? AND node_id = 0"),
+    ("I9", "good", "UPDATE dispatches SET status = 'CANCELLED' WHERE dispatch_id = ?"),
+    ("I9", "good", "UPDATE dispatches SET result = NULL WHERE dispatch_id = ?"),
+    ("I9", "good", "DELETE FROM nodes WHERE dispatch_id = ? AND node_id = 0"),
+    ("I10", "good", "UPDATE dispatches SET counts = '{\"COMPLETED\": 1}' WHERE dispatch_id = ?"),
+    ("I10", "good", "UPDATE nodes SET node_id = 77 WHERE dispatch_id = ? AND node_id = 0"),
+    ("I10", "good", "UPDATE nodes SET child_id = 'x' WHERE dispatch_id = ? "
+     "AND child_id IS NOT NULL"),
+    ("I11", "good", "UPDATE events SET epoch = 7 WHERE seq = "
+     "(SELECT min(seq) FROM events WHERE dispatch_id = ?)"),
+    ("I12", "good", "UPDATE nodes SET status = 'CANCELLED' WHERE dispatch_id = ? AND node_id = 0"),
+    ("I12", "good", "UPDATE events SET changes = '[]' WHERE dispatch_id = ?"),
+    ("I12", "whole", "UPDATE events SET turn = 't' WHERE dispatch_id = ? "
+     "AND turn LIKE 'cancel:%'"),
+    ("I13", "whole", "UPDATE dispatches SET cancel_requested = 0 WHERE dispatch_id = ?"),
+    ("I13", "good", "DELETE FROM dispatches WHERE dispatch_id = ?"),
+    ("I16", "bad", "UPDATE nodes SET attempts = '[{\"reason\": \"USER_ERROR\"}]' "
+     "WHERE dispatch_id = ? AND node_id = 0"),
+    ("I17", "again", "UPDATE nodes SET reused_from = '[\"x\", 0]' WHERE dispatch_id = ? "
+     "AND reused_from IS NOT NULL"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("invariant", "which", "statement"), DAMAGES)
+def test_a_damaged_store_is_found_out(home, ids, invariant, which, statement) -> None:
+    change(home, statement, ids[which])
+    report = check(home)
+    assert ids[which] in {item.dispatch_id for item in found(report, invariant)}, report.findings
+    assert all(item.what and item.advice for item in report.findings)
+
+
+def test_a_child_that_outlives_its_parent(home, ids) -> None:
+    change(home, "UPDATE dispatches SET status = 'RUNNING' WHERE parent_id = ?", ids["good"])
+    assert {item.dispatch_id for item in found(check(home), "I2")} == {ids["good"]}
+
+
+def test_events_that_are_gone(home) -> None:
+    change(home, "DELETE FROM events WHERE seq = 3")
+    assert found(check(home), "I12")[-1].what.endswith("1 are missing.")
+
+
+def test_processes_of_what_has_ended(home, ids) -> None:
+    question = "SELECT key FROM nodes WHERE dispatch_id = ? AND status = ? AND key IS NOT NULL"
+    ended = value_of(home, question, ids["good"], "COMPLETED")
+    cancelled = value_of(home, question, ids["whole"], "CANCELLED")
+    change(home, "UPDATE dispatches SET status = 'CANCELLING' WHERE dispatch_id = ?", ids["whole"])
+    strays = [
+        subprocess.Popen(["sleep", "60"], env={**os.environ, "CHELATE_TASK_KEY": key})
+        for key in (ended, cancelled)
+    ]
+    try:
+        report = check(home)
+        for invariant, which, stray in (("I2", "good", strays[0]), ("I8", "whole", strays[1])):
+            (item,) = found(report, invariant)
+            assert item.dispatch_id == ids[which]
+            assert str(stray.pid) in item.what
+    finally:
+        for stray in strays:
+            stray.kill()
+            stray.wait()
+
+
+def test_files_that_changed(home, ids) -> None:
+    size = "SELECT output FROM nodes WHERE dispatch_id = ? AND output LIKE '%,2000___,%'"
+    digest = json.loads(value_of(home, size, ids["good"]))[0]
+    path = home / "blobs" / digest[:2] / digest
+    data = path.read_bytes()
+
+    def damage(change: Callable[[], object], word: str, quick: bool) -> None:
+        change()
+        for report in [check(home)] + [check(home, quick=True)] * quick:
+            items = found(report, "I7")
+            assert {ids["good"], ids["again"]} & {item.dispatch_id for item in items}
+            assert digest in items[0].what
+            assert word in items[0].what
+        path.write_bytes(data)
+        assert check(home).findings == []
+
+    damage(lambda: path.write_bytes(b"X" + data[1:]), "does not match", False)
+    damage(lambda: path.write_bytes(data[:-1]), "does not match", False)
+    damage(path.unlink, "is missing", True)
+
+
+def test_a_planted_secret(home) -> None:
+    change(home, "UPDATE dispatches SET error = 'token hunter2 refused'")
+    (home / "blobs" / "ab").mkdir(exist_ok=True)
+    (home / "blobs" / "ab" / ("ab" * 32)).write_bytes(b"." * 100 + b"hunter2")
+    report = check(home, patterns=[re.compile(rb"nobody"), re.compile(rb"hunter\d")])
+    items = found(report, "I15")
+    assert any("column error" in item.what for item in items)
+    assert any("ababab" in item.what for item in items)
+    assert all("pattern 2" in item.what and "hunter" not in item.what for item in items)
+
+
+def test_values_that_nothing_refers_to_are_no_finding(home) -> None:
+    before = check(home)
+    digest = "ab" * 32
+    (home / "blobs" / "ab").mkdir(exist_ok=True)
+    stray = home / "blobs" / "ab" / digest
+    stray.write_bytes(b"left over")
+    os.utime(stray, (1, 1))
+    quick = check(home, quick=True)
+    assert quick.findings == []
+    assert quick.unused == before.unused + 1
+    assert quick.unused_age is not None
+    assert quick.unused_age > 1e8
+
+
+def test_a_database_with_flipped_bytes_or_unreadable_rows(home, ids) -> None:
+    change(home, "UPDATE nodes SET status = 'TIRED' WHERE dispatch_id = ?", ids["bad"])
+    assert any(ids["bad"] in item.what for item in found(check(home), "store"))
+    path = home / "chelate.db"
+    data = bytearray(path.read_bytes())
+    for page in range(2, len(data) // 4096, 3):
+        data[page * 4096 : page * 4096 + 200] = os.urandom(200)
+    path.write_bytes(data)
+    report = check(home)
+    assert found(report, "store")
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def fsck(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("CHELATE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "chelate.cli", "fsck", *arguments],
+        env={**kept, "CHELATE_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command(home, ids, tmp_path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+    clean = fsck(home)
+    assert (clean.returncode, clean.stderr) == (0, "")
+    assert clean.stdout.startswith("No findings in ")
+    left = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+    assert {path: left[path] for path in before} == before, "nothing is written"
+    change(home, "UPDATE dispatches SET status = 'FAILED' WHERE dispatch_id = ?", ids["good"])
+    bad = fsck(home, "--store", f"sqlite:///{home}/chelate.db")
+    assert bad.returncode == 1
+    assert f"I9 {ids['good']}: It is FAILED" in bad.stdout
+    document = fsck(home, "--json", "--secret-pattern", "noth.ng")
+    assert document.returncode == 1
+    findings = json.loads(document.stdout)["findings"]
+    assert {item["invariant"] for item in findings} == {"I9", "I12"}
+
+
+def test_the_command_when_there_is_nothing_to_check(home, tmp_path) -> None:
+    nowhere = fsck(tmp_path / "nowhere")
+    assert (nowhere.returncode, nowhere.stdout) == (2, "")
+    assert "There is no store" in nowhere.stderr
+    assert not (tmp_path / "nowhere").exists()
+    link = sqlite3.connect(home / "chelate.db")
+    link.execute("PRAGMA user_version = 99")
+    link.close()
+    newer = fsck(home, "--json")
+    assert newer.returncode == 2
+    assert json.loads(newer.stdout)["type"] == "SchemaTooNewError"
+    assert fsck(home, "--secret-pattern", "(").returncode == 2
+    (home / "chelate.db").write_text("not a database " * 500)
+    assert fsck(home).returncode == 2
