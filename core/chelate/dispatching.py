@@ -79,7 +79,7 @@ def _built(gateway: LocalGateway, dispatch_id: str) -> str:
     record = gateway.record(dispatch_id)
     if record.redispatched_from is None:
         return dispatch_id  # a graph is built where the workflow is written
-    from chelate.redispatching import stored_graph
+    from chelate.explaining import stored_graph
 
     try:
         return stored_graph(gateway, record, gateway.graph(record))[0]

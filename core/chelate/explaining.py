@@ -19,7 +19,7 @@ from chelate.model import FINAL, DispatchRecord, NodeRecord, ValueRef
 from chelate.reasons import Decision, Reasons
 from chelate.values import File
 
-__all__ = ["Explanation", "explain", "plan_dispatch"]
+__all__ = ["Explanation", "explain", "is_unbuilt", "plan_dispatch", "stored_graph"]
 
 _COLUMNS = 100
 _NAME = 30
@@ -130,7 +130,7 @@ def explain(dispatch_id: str, dispatcher_addr: str | None = None) -> Explanation
 
 def _explain(gateway: LocalGateway, record: DispatchRecord) -> Explanation:
     graph = gateway.graph(record)
-    if any(node.kind == Kind.BUILD for node in graph.nodes):
+    if is_unbuilt(graph):
         how = "could not be built" if record.status.final else "is being built"
         note = f"The workflow {how} from its new inputs, so there is nothing to explain."
         return Explanation(f"{record.name} {record.dispatch_id}", [], [note])
@@ -163,6 +163,20 @@ def _explain(gateway: LocalGateway, record: DispatchRecord) -> Explanation:
         more = f", and {len(inside) - _FEW} more" if len(inside) > _FEW else ""
         notes.append(f"Sub-workflows that ran have decisions of their own to explain: {few}{more}.")
     return Explanation(title, found, notes)
+
+
+def is_unbuilt(graph: Graph) -> bool:
+    """Whether a graph only says that the workflow is to be built in a worker."""
+    return bool(graph.nodes) and graph.nodes[0].kind == Kind.BUILD
+
+
+def stored_graph(gateway: LocalGateway, record: DispatchRecord, graph: Graph) -> tuple[str, Graph]:
+    """The dispatch itself and its graph or, while that has not been built (or could not be), the
+    one that it came from."""
+    while is_unbuilt(graph) and record.redispatched_from:
+        record = gateway.record(record.redispatched_from)
+        graph = gateway.graph(record)
+    return record.dispatch_id, graph
 
 
 def plan_dispatch(

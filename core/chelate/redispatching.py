@@ -15,13 +15,13 @@ from chelate.client.signature import Parameters
 from chelate.client.snapshot import beside
 from chelate.embedding import current
 from chelate.errors import ChelateError, ConfigError, RedispatchError
-from chelate.explaining import Explanation, plan_dispatch
+from chelate.explaining import Explanation, is_unbuilt, plan_dispatch, stored_graph
 from chelate.gateway import LocalGateway
 from chelate.graph import Function, Graph, Kind, Node
-from chelate.model import DispatchRecord, ExecutorRef, TaskPolicy
+from chelate.model import ExecutorRef, TaskPolicy
 from chelate.reasons import same_code
 
-__all__ = ["Redispatch", "redispatch", "stored_graph"]
+__all__ = ["Redispatch", "redispatch"]
 
 _BUILD_NODE = -1
 
@@ -127,7 +127,7 @@ class Redispatch:
         bundle, options = self._prepare(args, kwargs)
         graph = bundle.graph
         assert graph is not None
-        if _is_unbuilt(graph):
+        if is_unbuilt(graph):
             from chelate.client.building import build_apart
 
             graph, built = build_apart(self._gateway.store, graph, bundle.blobs, options)
@@ -161,7 +161,7 @@ class Redispatch:
             if not self._same(name, function):
                 options["replacement_prints"][name] = function.ast or function.code
             swaps[name] = (target, function)
-        if not (args or kwargs) and _is_unbuilt(self._own):
+        if not (args or kwargs) and is_unbuilt(self._own):
             bundle.graph = self._own  # it never got, or has not yet got, a graph for its inputs
             return bundle, options
         if not (args or kwargs) and _by_name(self._graph, swaps):
@@ -255,10 +255,6 @@ class Redispatch:
                 parameters.bind(tuple(node.args), dict(node.kwargs), RedispatchError, who)
 
 
-def _is_unbuilt(graph: Graph) -> bool:
-    return bool(graph.nodes) and graph.nodes[0].kind == Kind.BUILD
-
-
 def _by_name(graph: Graph, swaps: Mapping[str, tuple[Electron, Function]]) -> bool:
     """Whether a replacement has the same parameters in another order. The graph does not say
     which of them a call gave by name, so only building it again does."""
@@ -269,15 +265,6 @@ def _by_name(graph: Graph, swaps: Mapping[str, tuple[Electron, Function]]) -> bo
             if any(name in new and new.index(name) != place for place, name in enumerate(old)):
                 return True
     return False
-
-
-def stored_graph(gateway: LocalGateway, record: DispatchRecord, graph: Graph) -> tuple[str, Graph]:
-    """The dispatch itself and its graph or, while that has not been built (or could not be), the
-    one that it came from."""
-    while _is_unbuilt(graph) and record.redispatched_from:
-        record = gateway.record(record.redispatched_from)
-        graph = gateway.graph(record)
-    return record.dispatch_id, graph
 
 
 def _tree(gateway: LocalGateway, dispatch_id: str, graph: Graph) -> list[Graph]:

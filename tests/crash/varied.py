@@ -37,7 +37,7 @@ def third_time(folder):
 
 @ct.electron
 def large(size):
-    print("making", size)
+    sys.stdout.write(f"making {size}")
     return b"x" * size
 
 
@@ -97,7 +97,9 @@ def live(folder: Path, number: int) -> dict[str, str]:
     ct.cancel(ids["part"], task_ids=[0])
     ct.get_result(ids["good"], wait=True)
     ids["again"] = ct.redispatch(ids["good"], reuse_previous_results=True)()
-    changed = ct.redispatch(ids["good"], replace_electrons={"add": add}, reuse_previous_results=True)
+    changed = ct.redispatch(
+        ids["good"], replace_electrons={"add": add}, reuse_previous_results=True
+    )
     ids["changed"] = changed(number + 1)
     for dispatch_id in ids.values():
         ct.get_result(dispatch_id, wait=True)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from tests.redispatch.kit import pair
+from tests.redispatch.kit import Pair, pair
 
 BASE = '''
 from .helpers import normalise
@@ -165,4 +165,47 @@ CODE = [
          [("@ct.electron\n", "@ct.electron(resources=ct.Resources(cpus=2), retries=3, timeout=60)\n")], "f SAME"),
     pair("executor_changed", "@ct.electron\ndef f(x):\n    return x\n\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n",
          [("@ct.electron\n", "@ct.electron(executor=ct.LocalExecutor(workers=1))\n")], "f SAME"),
+]
+
+CALLED = "def h(x):\n    return x + 1\n"
+KINDS = "import collections, dataclasses, functools, importlib, inspect, itertools, sys, types, typing, weakref\n"
+
+
+def held(name: str, given: str, use: str, code: str = "GLOBAL", old: str = "x + 1", new: str = "x + 2") -> Pair:
+    """A task that uses a global ``G`` that holds something somehow."""
+    text = f"{KINDS}{CALLED}{given}\n@ct.electron\ndef f(x):\n    return {use}\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n"
+    return pair(f"held_{name}", text, [(old, new)], f"f {code}")
+
+
+CODE += [
+    held("deque", "G = collections.deque([h])", "G[0](x)"),
+    held("ordered_dict", "G = collections.OrderedDict(a=h)", "G['a'](x)"),
+    held("default_factory", "G = collections.defaultdict(lambda: h(1))", "G[x]", "HELPER helper h() changed"),
+    held("named_tuple", "G = collections.namedtuple('P', 'a')(h)", "G.a(x)"),
+    held("namespace", "G = types.SimpleNamespace(a=h)", "G.a(x)"),
+    held("proxy", "G = types.MappingProxyType({1: h})", "G[1](x)"),
+    held("key", "G = {h: 1}", "[k(x) for k in G]"),
+    held("late", "G = [*range(3000), h]", "G[-1](x)"),
+    held("deep", "G = [[[[[[[h]]]]]]]", "G[0][0][0][0][0][0][0](x)"),
+    held("weak", "G = weakref.ref(h)", "G()(x)"),
+    held("subclass", "class D(dict):\n    pass\nG = D(a=h)", "G['a'](x)"),
+    held("instance_in_deque", "class D:\n    def q(self):\n        return 5\nG = collections.deque([D()])", "G[0].q() + x", "CLASS class D changed", "return 5", "return 6"),
+    held("count", "G = itertools.count(1)", "x + next(itertools.islice(iter([1]), 1)) if G else x", "GLOBAL", "count(1)", "count(2)"),
+    held("attribute", "h.k = 5", "h.k + x", "HELPER helper h() changed", "h.k = 5", "h.k = 6"),
+    held("marked", "def mark(k):\n    def deco(g):\n        g.k = k\n        return g\n    return deco\n@mark(5)\ndef j(x):\n    return x", "j.k + x", "HELPER helper j() changed", "mark(5)", "mark(6)"),
+    held("metadata", "@dataclasses.dataclass\nclass P:\n    x: int = dataclasses.field(default=1, metadata={'k': 5})", "dataclasses.fields(P)[0].metadata['k'] + x", "CLASS class P changed", "'k': 5", "'k': 6"),
+    held("hints", "def j(x: int):\n    return x", "str(typing.get_type_hints(j))", "HELPER helper j() changed", "x: int", "x: str"),
+    held("hints_not_read", "def j(x: int):\n    return x", "j(x)", "SAME", "x: int", "x: str"),
+    held("docstring_read", "def j(x):\n    'one'", "j.__doc__", "HELPER helper j() changed", "'one'", "'two'"),
+    held("name_read", "def one(x):\n    return x\nG = [one]", "G[0].__name__", "GLOBAL", "one", "two"),
+    held("globals", "", "globals()['h'](x)", "HELPER helper h() changed"),
+    held("eval", "", "eval('h(x)', {**globals(), 'x': x})", "HELPER helper h() changed"),
+    held("enum_property", "import enum\nclass E(enum.Enum):\n    X = 1\n    @types.DynamicClassAttribute\n    def q(self):\n        return 5", "E.X.q + x", "CLASS class E changed", "return 5", "return 6"),
+    held("virtual", "import abc\nclass I(abc.ABC):\n    pass\nclass A:\n    pass\nI.register(A)", "isinstance(A(), I)", "CLASS", "I.register(A)", ""),
+    held("shared", "a = []\nG = [a, a]", "G[0].append(x) or G", "GLOBAL", "[a, a]", "[a, []]"),
+    held("iterator", "G = iter([1, 2])", "x", "SAME", "iter([1, 2])", "iter([1, 3])"),
+    pair("held_iterator_used", "G = (i for i in [1, 2])\n@ct.electron\ndef f(x):\n    return x if G else 0\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [], "f GLOBAL global G cannot be compared: an iterator"),
+    pair("named_import", {"main": "import importlib\n@ct.electron\ndef f(x):\n    return importlib.import_module('named_import.helpers').h(x)\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", "helpers": CALLED}, [("helpers", "x + 1", "x + 2")], "f HELPER helper h() changed"),
+    pair("late_package", {"main": "@ct.electron\ndef f(x):\n    from . import helpers\n    return helpers.h(x)\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", "helpers": "from .more import inner\ndef h(x):\n    return inner(x)\n", "more": "def inner(x):\n    return x + 1\n"}, [("more", "x + 1", "x + 2")], "f HELPER"),
+    pair("other_quote", "from shlex import quote\n@ct.electron\ndef f(x):\n    return quote(str(x))\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [("from shlex", "from urllib.parse")], "f HELPER helper quote() changed"),
 ]

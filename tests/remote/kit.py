@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import cloudpickle
@@ -136,13 +137,14 @@ class Flaky(Transport):
             self.before(argv)
         self.commands.append(list(argv))
         left = self.cut
-        async for piece in self.inner.stream(argv, stdin):
-            if left is not None:
-                if len(piece) > left:
-                    yield piece[:left]
-                    raise TransientError("The connection was cut.")
-                left -= len(piece)
-            yield piece
+        async with aclosing(self.inner.stream(argv, stdin)) as pieces:
+            async for piece in pieces:
+                if left is not None:
+                    if len(piece) > left:
+                        yield piece[:left]
+                        raise TransientError("The connection was cut.")
+                    left -= len(piece)
+                yield piece
 
 
 def unreachable(argv):
@@ -156,9 +158,9 @@ def lost(argv):
 class Host:
     """A JobHost in a folder, with what tests do over and over."""
 
-    def __init__(self, folder: Path, environment: Environment | None = None, **options):
+    def __init__(self, folder: Path, root: Path, environment: Environment | None = None, **options):
         self.transport = Flaky()
-        self.root = folder / "root"
+        self.root = root
         self.spool = folder / "spool"
         self.spool.mkdir(exist_ok=True)
         self.maker = Maker(Blobs(folder))

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,13 +19,13 @@ from chelate.remote import Environment, Prepared, observation
 
 
 def add(a, b):
-    print("adding")
+    sys.stdout.write("adding\n")
     return a + b
 
 
 def ledger(path, seconds=0.0):
     """Append a line, so that every execution counts."""
-    with open(path, "a") as file:
+    with Path(path).open("a") as file:
         file.write(f"{os.getpid()}\n")
     time.sleep(seconds)
     return "done"
@@ -63,8 +64,9 @@ def test_a_job_runs_and_says_how_it_ended(host: Host):
     assert host.folder(bad).exists()  # cleanup="on_success" keeps it to be looked at
 
 
-def test_only_what_is_missing_is_sent(host: Host, make_host):
+def test_only_what_is_missing_is_sent(make_host):
     big = os.urandom(300_000)
+    host = make_host(cold=True)
 
     async def main():
         await host.jobs.probe()
@@ -72,7 +74,7 @@ def test_only_what_is_missing_is_sent(host: Host, make_host):
         for _ in range(2):
             await host.run(host.maker.job(len, big))
             sent.append(host.transport.sent)
-        other = make_host()  # a fresh process on the same host
+        other = make_host(cold=True)  # a fresh process on the same host
         other.maker.blobs = host.maker.blobs
         await other.run(other.maker.job(len, big))
         return sent, other
@@ -151,8 +153,7 @@ def fork_hard(path):
         os.setsid()
         if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            with open(path, "w") as file:
-                file.write(str(os.getpid()))
+            Path(path).write_text(str(os.getpid()))
             time.sleep(600)
         os._exit(0)
     time.sleep(600)
@@ -208,7 +209,7 @@ def test_what_was_never_started_can_be_forbidden(host: Host, tmp_path):
         await host.jobs.stop([running.key], force=True)
         return job, stopped[job.key], forbidden[unknown.key], held[running.key], code
 
-    job, stopped, forbidden, held, code = asyncio.run(main())
+    _, stopped, forbidden, held, code = asyncio.run(main())
     seen = observation(stopped, where="h")
     assert (seen.state, seen.reason) == (JobState.KILLED, Reason.CANCELLED_BY_USER)
     assert forbidden.forbidden

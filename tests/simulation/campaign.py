@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import multiprocessing
 import shutil
 import sqlite3
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,7 +28,7 @@ from chelate.errors import StoreUnavailableError
 from chelate.graph import Graph, Kind, Node
 from chelate.model import ExecutorRef, Reason, Resources, Retry, TaskPolicy
 
-__all__ = ["Bench", "Report", "run_seed"]
+__all__ = ["Bench", "Report", "run_seed", "run_seeds"]
 
 _TABLES = ("nodes", "dispatches", "events", "cancels", "blobs", "facts", "kernels", "broken")
 
@@ -280,6 +284,10 @@ class _Story:
         for dispatch_id in self.examiner.uncertain():
             self.examiner.counts["uncertain"] += 1
             self.cancel_now(dispatch_id)
+        for process in self.alive():
+            if process.broken():
+                process.die("to be started again, since an executor could not be made")
+                process.bury()
         self.universe.at(20.0, self._user)
 
     def cancel_now(self, dispatch_id: str) -> None:
@@ -335,3 +343,31 @@ def run_seed(seed: int, bench: Bench, *, tracing: bool = False) -> Report:
         universe.steps,
         universe.now - 1000.0,
     )
+
+
+_CHUNK = 25
+
+
+def _run_some(seeds: list[int]) -> list[Report]:
+    logging.getLogger("chelate").setLevel(logging.CRITICAL)
+    bench = Bench()
+    gc.collect()
+    gc.disable()  # what a seed leaves behind goes with its chunk
+    try:
+        return [run_seed(seed, bench) for seed in seeds]
+    finally:
+        gc.enable()
+        bench.close()
+
+
+def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Report]:
+    """Reports as they come; ``jobs`` processes share the work."""
+    wanted = list(seeds)
+    chunks = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
+    if jobs < 2:
+        for chunk in chunks:
+            yield from _run_some(chunk)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for reports in pool.map(_run_some, chunks):
+            yield from reports

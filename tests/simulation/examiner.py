@@ -152,7 +152,7 @@ class Examiner:
                 blame(f"I13 acknowledged dispatch {dispatch_id} is gone")
         for dispatch_id in self.open_dispatches():
             rows = self.database.execute(
-                "SELECT node_id, status, error FROM nodes WHERE dispatch_id = ?", (dispatch_id,)
+                "SELECT node_id, status, error, attempt, handle FROM nodes WHERE dispatch_id = ?", (dispatch_id,)
             )
             blame(f"I1 {dispatch_id} never ends: {list(rows)}")
         for dispatch_id in sorted(known):
@@ -251,7 +251,7 @@ class Examiner:
         row = self._one(
             "SELECT key, child_id FROM nodes WHERE dispatch_id = ? AND node_id = ?", dispatch_id, node
         )
-        if asked and done and body.ended > min(asked) and row == (body.key, None):
+        if asked and done and body.ended > min(asked) + 10.0 and row == (body.key, None):
             self.universe.blame(
                 f"I13 {body.key} ended at {body.ended - 1000:.1f} and is {end[1]}, although its "
                 f"cancel was acknowledged at {min(asked) - 1000:.1f}"

@@ -133,6 +133,7 @@ class _Sim(Executor):
         return self.capabilities.detached or instance.process is self.process
 
     async def poll(self, handles: Sequence[JobHandle]) -> PollReport:
+        self.backend.universe.log("poll " + " ".join(handle.native_id for handle in handles))
         await self._weather("poll")
         universe, backend, rate = self.backend.universe, self.backend, self.process.faults.plugin
         if universe.chance(rate * 0.5):

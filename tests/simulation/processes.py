@@ -268,6 +268,11 @@ class Process:
         for backend in self.backends.values():
             backend.process_died(self)
 
+    def broken(self) -> bool:
+        """Whether an executor could not be made for good."""
+        lanes = self.engine._lanes._lanes.values()
+        return any(lane.failed is not None and lane.flying for lane in lanes)
+
     def bury(self) -> None:
         """Take a dead process apart; never from inside one of its own calls."""
         for loop in self.loops:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+import chelate
 from chelate.api import TaskExecutor
 from chelate.testing import ExecutorConformance
-
 
 STARTED: list[subprocess.Popen[bytes]] = []
 
@@ -23,6 +24,9 @@ class ProcessExecutor(TaskExecutor):
 
     def __init__(self, root: str) -> None:
         self.root = root
+        # The tests may run from a source tree that was never installed.
+        variables = {"PYTHONPATH": str(Path(chelate.__file__).parents[1])}
+        self.environment = {"python": sys.executable, "env_vars": variables}
 
     def run(self, task: Any) -> int:
         null = subprocess.DEVNULL

@@ -21,6 +21,7 @@ from chelate.digest import is_digest
 from chelate.errors import BlobMissingError, GraphError, StoreError
 from chelate.executors.process_tree import holders
 from chelate.graph import Graph, Kind, digests_in
+from chelate.kernel.reuse import collecting_later
 from chelate.model import FINAL, DispatchRecord, NodeRecord, NodeStatus, Status
 
 __all__ = ["Finding", "Report", "check_store"]
@@ -44,7 +45,7 @@ def check_store(
         StoreError: it cannot be looked at: not there, locked, of another program.
     """
     started = time.monotonic()
-    with store.snapshot() as snapshot:
+    with collecting_later(), store.snapshot() as snapshot:
         report = Report()
         _Check(snapshot, report, quick).run(list(patterns))
     report.seconds = time.monotonic() - started

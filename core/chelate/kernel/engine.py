@@ -30,7 +30,6 @@ from chelate.graph import Graph
 from chelate.kernel import events as ev
 from chelate.kernel.intake import Intake
 from chelate.kernel.jobs import make_job
-from chelate.kernel.keys import split_key
 from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lane_table import LaneTable, Orders
 from chelate.kernel.live import LiveDispatch
@@ -46,6 +45,7 @@ from chelate.settings import Settings
 __all__ = ["Engine"]
 
 _LOG = logging.getLogger("chelate.engine")
+_STORE_ID = "store-id"
 _DEFECTS = 3  # turns of one dispatch that may fail
 
 
@@ -87,8 +87,15 @@ class Engine:
         Raises:
             StoreError: the store cannot be used.
         """
+        self._lanes.store_id = self._store_id()
         self.kernel_id = self.store.claim_kernel()
         self._thread.start()
+
+    def _store_id(self) -> str:
+        """What marks this store's jobs; made by the first kernel."""
+        made = self._world.token() + self._world.token()
+        self.store.set_facts({_STORE_ID: made}, {_STORE_ID: None})
+        return str(self.store.get_fact(_STORE_ID))
 
     def submit(self, record: DispatchRecord, graph: Graph) -> None:
         """Run a dispatch that is already stored with this kernel as its owner."""
@@ -122,6 +129,10 @@ class Engine:
         if lane is None or record.handle is None:
             return b""
         return lane.logs(JobHandle.from_json(record.handle), stream, offset, limit)
+
+    def strays(self) -> dict[str, int]:
+        """Lane name → how many jobs that belonged to no task were ended."""
+        return dict(self._lanes.strays)
 
     def troubles(self) -> dict[str, str]:
         """Lane name → why its executor does not work at present."""
@@ -181,7 +192,10 @@ class Engine:
         orders = Orders()
         for item in items:
             if isinstance(item, LaneReport):
-                self._on_report(item, events, intake, orders)
+                self._lanes.note(item)
+                told = intake.take(item, self._live, orders, self.plugins.hooks)
+                for dispatch_id, event in (*told, *self._lanes.stuck(item, self._live)):
+                    events.setdefault(dispatch_id, []).append(event)
             elif item is None:
                 self._outside.hurry()
             else:
@@ -238,28 +252,6 @@ class Engine:
                     self._set_aside(dispatch_id, why)
 
     # -- facts --------------------------------------------------------------------------------
-
-    def _on_report(
-        self,
-        report: LaneReport,
-        events: dict[str, list[ev.Event]],
-        intake: Intake,
-        orders: Orders,
-    ) -> None:
-        self._lanes.note(report)
-        for dispatch_id, event in report.events:
-            events.setdefault(dispatch_id, []).append(event)
-        for outcome in report.outcomes:
-            dispatch_id, node, attempt = split_key(outcome.key)
-            live = self._live.get(dispatch_id)
-            if live is None:
-                continue  # whoever owns the dispatch now still needs what the job left
-            orders.release.setdefault(report.lane, []).append(outcome.key)
-            fact = intake.event(live, outcome, node, attempt)
-            if isinstance(fact, ev.Ended):
-                fact.handle = report.handles.get(outcome.key)
-            if fact is not None:
-                events.setdefault(dispatch_id, []).append(fact)
 
     def _fire_timers(self, events: dict[str, list[ev.Event]]) -> None:
         now = self._world.monotonic()
@@ -403,4 +395,5 @@ class Engine:
             self.store,
             lambda: record.cancel_requested,
             record.node_id in live.taken_apart,
+            self._lanes.store_id,
         )

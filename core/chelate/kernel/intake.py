@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chelate.bundle import Bundle
-from chelate.contracts.executor import Outcome
+from chelate.contracts.executor import JobHandle, JobState, Observation, Outcome
 from chelate.contracts.store import ResultStore
-from chelate.errors import GraphError, StoreError
+from chelate.errors import GraphError, StoreError, StoreUnavailableError
 from chelate.kernel import events as ev
+from chelate.kernel.hooks import Hooks
 from chelate.kernel.jobs import keep_text, settle
-from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record
+from chelate.kernel.keys import split_key
+from chelate.kernel.lane_report import LaneReport
+from chelate.kernel.lane_table import Orders
+from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record, lane_ref
 from chelate.model import FINAL, NodeRecord, Reason
 
 __all__ = ["Intake"]
@@ -31,6 +36,56 @@ class Intake:
     blobs: dict[str, bytes] = field(default_factory=dict)
     created: list[LiveDispatch] = field(default_factory=list)
     kept: dict[str, dict[int, NodeRecord]] = field(default_factory=dict)
+
+    def take(
+        self,
+        report: LaneReport,
+        lives: Mapping[str, LiveDispatch],
+        orders: Orders,
+        hooks: Hooks,
+    ) -> Iterator[tuple[str, ev.Event]]:
+        """What a lane's report means to the dispatches, in order."""
+        classify = hooks.implemented("classify_failure")
+        for dispatch_id, event in report.events:
+            if classify and isinstance(event, ev.Gone):
+                live = lives.get(dispatch_id)
+                if live is not None:
+                    _classify(hooks, live, report.lane, event, event.message)
+            yield dispatch_id, event
+        for outcome in report.outcomes:
+            dispatch_id, node, attempt = split_key(outcome.key)
+            live = lives.get(dispatch_id)
+            if live is None:
+                continue  # whoever owns the dispatch now still needs what the job left
+            orders.release.setdefault(report.lane, []).append(outcome.key)
+            fact = self.event(live, outcome, node, attempt)
+            if isinstance(fact, ev.Ended):
+                fact.handle = report.handles.get(outcome.key)
+                if classify and not fact.ok:
+                    _classify(hooks, live, report.lane, fact, fact.error or "")
+            if fact is not None:
+                yield dispatch_id, fact
+        if report.listed:
+            strays = [h for h in report.listed if not self._is_wanted(h, lives)]
+            if strays:
+                orders.strays[report.lane] = strays
+
+    def _is_wanted(self, handle: JobHandle, lives: Mapping[str, LiveDispatch]) -> bool:
+        """Whether a job carries a live attempt, of this kernel or another on the same store."""
+        for key in handle.tasks or (handle.key,):
+            dispatch_id, node, _ = split_key(key)
+            live = lives.get(dispatch_id)
+            try:
+                row = (
+                    live.machine.records.get(node)
+                    if live is not None
+                    else next(iter(self.store.nodes(dispatch_id, [node])), None)
+                )
+            except StoreUnavailableError:
+                return True  # nobody can say so now; it is listed again
+            if row is not None and row.key == key and row.status not in FINAL:
+                return True
+        return False
 
     def event(
         self, live: LiveDispatch, outcome: Outcome, node: int, attempt: int
@@ -93,6 +148,18 @@ class Intake:
             keep_text(outcome.stdout, self.blobs),
             keep_text(outcome.stderr, self.blobs),
         )
+
+
+def _classify(
+    hooks: Hooks, live: LiveDispatch, lane: str, event: ev.Gone | ev.Ended, message: str
+) -> None:
+    """Ask the site why the attempt failed."""
+    record = live.machine.records.get(event.node)
+    if record is None or record.attempt != event.attempt:
+        return
+    state = JobState.KILLED if isinstance(event, ev.Gone) else JobState.ENDED
+    seen = Observation(record.key or "", state, event.reason, message, record.started_at)
+    event.reason = hooks.classify_failure(lane_ref(lane), seen, record) or event.reason
 
 
 def _storing_failed(error: Exception) -> Reason:

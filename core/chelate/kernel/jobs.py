@@ -28,6 +28,7 @@ def make_job(
     store: ResultStore,
     is_cancelled: Callable[[], bool],
     taken_apart: bool = False,
+    store_id: str = "",
 ) -> Job:
     """The job of the node's current attempt. ``parameters`` maps parameter node to digest."""
     policy: TaskPolicy = graph.policies[node.policy]
@@ -84,7 +85,9 @@ def make_job(
         context={"root_dispatch_id": dispatch.root_id},
         is_cancelled=is_cancelled,
     )
-    return Job(key, (task,), policy.resources, store, timeout=policy.timeout, code=graph.code)
+    return Job(
+        key, (task,), policy.resources, store, policy.timeout, code=graph.code, store=store_id
+    )
 
 
 def settle(

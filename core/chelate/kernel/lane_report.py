@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from chelate.contracts.executor import Capabilities, Limits, Outcome
+from chelate.contracts.executor import Capabilities, JobHandle, Limits, Outcome
 from chelate.errors import TransientError, UserError
 from chelate.kernel import events as ev
 
@@ -21,6 +21,7 @@ class LaneReport:
     outcomes: list[Outcome] = field(default_factory=list)
     handles: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task, of the outcomes
     opened: tuple[Limits, Capabilities] | None = None
+    listed: list[JobHandle] | None = None  # jobs of this store, whoever started them
     failed: str | None = None  # the executor cannot be made: a sentence
     trouble: str | None = None  # it cannot be reached at present: a sentence; "" when it can again
 

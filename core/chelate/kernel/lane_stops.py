@@ -27,10 +27,10 @@ LAST_WAIT = 60.0
 class _Stop:
     """A cancel that goes on until the job is gone. Moments are monotonic seconds."""
 
-    first: float = 0.0
+    first: float = 0.0  # when its job was asked
     tries: int = 0
     due: float = 0.0
-    accepted: bool = False  # there was a job once
+    known: bool = False  # there was a job once
 
 
 class Stops:
@@ -55,6 +55,11 @@ class Stops:
             self._stops.setdefault(key, _Stop())
         self._calls.wake()
 
+    def drop(self, keys: Sequence[str]) -> None:
+        """These have ended."""
+        for key in keys:
+            self._stops.pop(key, None)
+
     async def part(self) -> None:
         """One round: ask for what is due, wait for the next."""
         now = self._calls.now()
@@ -68,8 +73,8 @@ class Stops:
         gentle: list[str] = []
         forced: list[str] = []
         for key, stop in due.items():
-            if not stop.accepted:
-                stop.accepted, stop.first, stop.tries = True, now, 0
+            if not stop.first:
+                stop.first, stop.tries = now, 0
             harsh = stop.tries > 0 and now - stop.first >= grace
             (forced if harsh else gentle).append(key)
             self._put_off(stop, now)
@@ -115,9 +120,12 @@ class Stops:
         told = LaneReport(self._calls.name)
         claims: list[str] = []
         for key, stop in list(self._stops.items()):
-            if self._flights.get(key) is not None or self._sending(key):
+            if self._flights.get(key) is not None:
+                stop.known = True
                 continue
-            if stop.accepted or self._flights.over(key):
+            if self._sending(key):
+                continue
+            if stop.known or self._flights.over(key):
                 del self._stops[key]
                 continue
             if can.claims:

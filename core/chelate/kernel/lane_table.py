@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chelate.contracts.executor import Capabilities, Executor, Job, JobHandle, Limits
@@ -76,6 +77,7 @@ class Orders:
     look_up: dict[str, list[str]] = field(default_factory=dict)
     cancel: dict[str, list[str]] = field(default_factory=dict)
     release: dict[str, list[str]] = field(default_factory=dict)
+    strays: dict[str, list[JobHandle]] = field(default_factory=dict)
 
     def add(self, effect: ev.Effect, record: NodeRecord) -> None:
         """File one effect other than Run under its lane."""
@@ -109,6 +111,8 @@ class LaneTable:
         self._report = report
         self._lanes: dict[str, _LaneState] = {}
         self._check_due = 0.0
+        self.store_id = ""
+        self.strays: Counter[str] = Counter()  # jobs of nobody that were ended, by lane
 
     def find(self, name: str) -> Lane | None:
         """The lane of that name if it has been opened."""
@@ -152,7 +156,7 @@ class LaneTable:
             options = {**self._settings.executors.get(ref.name, {}), **ref.options}
             return self._plugins.executor(ref.name)(**options)
 
-        lane = Lane(name, make, self._report, self._world)
+        lane = Lane(name, make, self._report, self._world, self.store_id)
         lane.start()
         return lane
 
@@ -189,6 +193,18 @@ class LaneTable:
         state.failed = report.failed or state.failed
         if report.trouble is not None or report.opened is not None:
             state.trouble = report.trouble or None
+
+    def stuck(
+        self, report: LaneReport, lives: Mapping[str, LiveDispatch]
+    ) -> Iterator[tuple[str, ev.Event]]:
+        """Attempts of which nothing comes while the lane cannot be used, and why."""
+        state = self._lanes[report.lane]
+        message = report.failed or (report.trouble if state.limits is None else None)
+        for dispatch_id, node in state.flying if message else ():
+            live = lives.get(dispatch_id)
+            record = None if live is None else live.machine.records[node]
+            if record is not None and (report.failed or record.status is NodeStatus.CANCELLING):
+                yield dispatch_id, ev.Stuck(node, record.attempt, str(message))
 
     def take(self, lives: Iterable[LiveDispatch]) -> None:
         """Give ready nodes to lanes that have room, dispatch by dispatch."""
@@ -231,13 +247,33 @@ class LaneTable:
         for name, jobs in orders.jobs.items():
             self._run(name, jobs)
         for name, handles in orders.watch.items():
-            self._get(name).lane.watch(handles)
+            if not self._is_stuck(name, [k for h in handles for k in h.tasks or (h.key,)]):
+                self._get(name).lane.watch(handles)
         for name, keys in orders.look_up.items():
-            self._get(name).lane.look_up(keys)
+            if not self._is_stuck(name, keys):
+                self._get(name).lane.look_up(keys)
         for name, keys in orders.cancel.items():
-            self._get(name).lane.cancel(keys)
+            if not self._is_stuck(name, keys):
+                self._get(name).lane.cancel(keys)
         for name, keys in orders.release.items():
             self._get(name).lane.release(keys)
+        for name, handles in orders.strays.items():
+            self.strays[name] += len(handles)
+            text = "Executor %s: %d jobs that belong to no task are ended: %s"
+            _LOG.warning(text, name, len(handles), ", ".join(h.native_id for h in handles[:10]))
+            self._get(name).lane.end_strays(handles)
+
+    def _is_stuck(self, name: str, keys: Sequence[str]) -> bool:
+        """Whether the lane has failed for good; then that is said of these tasks."""
+        failed = self._get(name).failed
+        if failed is None:
+            return False
+        report = LaneReport(name)
+        for key in keys:
+            dispatch_id, node, attempt = split_key(key)
+            report.events.append((dispatch_id, ev.Stuck(node, attempt, failed)))
+        self._report(report)
+        return True
 
     def _run(self, name: str, jobs: list[Job]) -> None:
         state = self._get(name)

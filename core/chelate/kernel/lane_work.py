@@ -30,6 +30,7 @@ from chelate.kernel.lane_flights import Flights, tell
 from chelate.kernel.lane_packs import Departures
 from chelate.kernel.lane_report import LaneReport, sentence
 from chelate.kernel.lane_stops import FIRST_WAIT, LAST_WAIT, Stops
+from chelate.kernel.lane_strays import Strays
 from chelate.kernel.world import World
 from chelate.model import Reason
 
@@ -52,6 +53,7 @@ class LaneWork:
         executor: Executor,
         report: Callable[[LaneReport], None],
         world: World,
+        store: str,
     ) -> None:
         self.name = name
         self._calls = LaneCalls(name, executor, report, world)
@@ -61,11 +63,14 @@ class LaneWork:
         self._lookups: dict[str, float] = {}  # key → moment of the first successful look-up
         self._resends: dict[str, int] = {}
         self._stops = Stops(self._calls, self._flights, self._sending)
+        self._strays = Strays(self._calls, store)
 
     def loops(self) -> list[asyncio.Task[None]]:
         """Start the loops; they run until they are cancelled."""
         calls = self._calls
-        parts = (self._runner, self._flights.part, self._seeker, self._stops.part, calls.watchdog)
+        parts = [self._runner, self._flights.part, self._seeker, self._stops.part, calls.watchdog]
+        if calls.capabilities.listing:
+            parts.append(self._strays.part)
         return [asyncio.ensure_future(calls.forever(part)) for part in parts]
 
     @property
@@ -101,8 +106,13 @@ class LaneWork:
         """Tasks to end until they are gone."""
         self._stops.add(keys)
 
+    def end_strays(self, handles: Sequence[JobHandle]) -> None:
+        """Listed jobs that belong to no live attempt."""
+        self._strays.stop(handles)
+
     def let_go(self, keys: Sequence[str]) -> None:
         """Jobs whose outcome is stored."""
+        self._stops.drop(keys)
         self._flights.let_go(keys)
         self._calls.wake()
 

@@ -32,6 +32,7 @@ class Lane:
         make: makes the executor; called in the lane's thread, so a slow import delays only it.
         report: takes a :class:`LaneReport`; called in the lane's thread.
         world: where the lane's thread comes from.
+        store: the store's id.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Lane:
         make: Callable[[], Executor],
         report: Callable[[LaneReport], None],
         world: World,
+        store: str,
     ) -> None:
         self.name = name
+        self._store = store
         self._make = make
         self._take = report
         self._abandoned = False
@@ -86,6 +89,10 @@ class Lane:
     def cancel(self, keys: Sequence[str]) -> None:
         """Ask for jobs to stop until they are gone."""
         self._post(lambda work: work.stop(keys))
+
+    def end_strays(self, handles: Sequence[JobHandle]) -> None:
+        """End jobs that belong to no live attempt."""
+        self._post(lambda work: work.end_strays(handles))
 
     def release(self, keys: Sequence[str]) -> None:
         """The outcomes of these keys are safely stored."""
@@ -169,7 +176,7 @@ class Lane:
         return False
 
     async def _drive(self, executor: Executor) -> None:
-        self._work = work = LaneWork(self.name, executor, self._report, self._world)
+        self._work = work = LaneWork(self.name, executor, self._report, self._world, self._store)
         self._report(LaneReport(self.name, opened=(executor.limits, executor.capabilities)))
         early, self._early = self._early, []
         for command in early:

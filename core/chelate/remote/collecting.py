@@ -44,6 +44,7 @@ async def collect(
         while True:
             frame = host.checked(await reader.frame())
             if "end" in frame:
+                await reader.drain()
                 return
             yield await _outcome(host, by_id[frame["id"]], frame, reader, spool)
     finally:

@@ -131,16 +131,19 @@ class JobHost:
         clock = answer["clock"] - (sent + time.time()) / 2
         self._secret = bytes.fromhex(answer.pop("secret"))
         env = answer.pop("env")
-        if env["status"] in (81, 82, 84):
+        # What prerun changes can only be seen when a task starts.
+        sure = not self.environment.prerun
+        if sure and "python" not in env:
             raise HostRefusalError(
                 Reason.ENV_MISSING,
-                f"The environment of tasks on {self.transport.host} cannot be used: "
-                f"{env['stderr'].strip() or 'no interpreter was found.'}",
+                f"The environment of tasks ({self.environment.describes}) on "
+                f"{self.transport.host} cannot be used: "
+                f"{env['stderr'].strip() or 'its interpreter gave no answer.'}",
             )
         self._report = HostReport(
             root=answer["root"],
             agent=tuple(answer["agent"]),
-            python=env.get("python"),
+            python=env.get("python") if sure else None,
             executable=env.get("executable"),
             hostname=answer["hostname"],
             boot_id=answer["boot"],

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Any
 
 from chelate.api import ExecutorError, TransientError
 from chelate.remote.transport import Completed, Transport, UnreachableError
@@ -50,19 +51,24 @@ class LocalTransport(Transport):
         """Run a command here. Raises TransientError when it does not end in time."""
         async with self._slot():
             process = await self._start(argv)
-            feeder = asyncio.ensure_future(_feed(process, stdin))
+            assert process.stdout is not None
+            assert process.stderr is not None
+            # An error of the feeder ends all of it: the command would wait for more for ever.
+            parts = [
+                asyncio.ensure_future(part)
+                for part in (process.stdout.read(), process.stderr.read(), _feed(process, stdin))
+            ]
             try:
-                assert process.stdout is not None
-                assert process.stderr is not None
-                whole = asyncio.gather(process.stdout.read(), process.stderr.read(), process.wait())
-                stdout, stderr, status = await asyncio.wait_for(whole, timeout)
-                await feeder
-            except asyncio.TimeoutError as error:
-                text = f"{argv[0]} did not end within {timeout:g} s."
-                raise TransientError(text) from error
+                first = asyncio.FIRST_EXCEPTION
+                done, pending = await asyncio.wait(parts, timeout=timeout, return_when=first)
+                for part in done:
+                    part.result()
+                if pending:
+                    raise TransientError(f"{argv[0]} did not end within {timeout:g} s.")
+                status = await process.wait()
             finally:
-                await _end(process, feeder)
-        return Completed(status, stdout, stderr)
+                await _end(process, *parts)
+        return Completed(status, parts[0].result(), parts[1].result())
 
     async def stream(self, argv: Sequence[str], stdin: bytes = b"") -> AsyncIterator[bytes]:
         """Yield the output of a command that runs here."""
@@ -80,11 +86,10 @@ class LocalTransport(Transport):
                     text = (await errors)[-2000:].decode(errors="replace").strip()
                     raise ExecutorError(f"{argv[0]} ended with exit status {status}: {text}")
             finally:
-                errors.cancel()
-                await _end(process, feeder)
+                await _end(process, feeder, errors)
 
 
-async def _feed(process: asyncio.subprocess.Process, stdin: bytes | AsyncIterable[bytes]) -> None:
+async def _feed(process: asyncio.subprocess.Process, stdin: bytes | AsyncIterable[bytes]) -> bytes:
     writer = process.stdin
     assert writer is not None
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has read enough
@@ -97,14 +102,17 @@ async def _feed(process: asyncio.subprocess.Process, stdin: bytes | AsyncIterabl
                 await writer.drain()
         writer.close()
         await writer.wait_closed()
+    return b""
 
 
-async def _end(process: asyncio.subprocess.Process, feeder: asyncio.Future[None]) -> None:
-    feeder.cancel()
+async def _end(process: asyncio.subprocess.Process, *parts: asyncio.Future[Any]) -> None:
+    for part in parts:
+        part.cancel()
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+    await asyncio.gather(*parts, return_exceptions=True)
     # Else the pipes are closed by the collector, which warns.
     transport = getattr(process, "_transport", None)
     if transport is not None:

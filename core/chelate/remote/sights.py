@@ -27,7 +27,8 @@ class HostReport:
 
     ``root`` is the absolute root folder and ``agent`` the command that answers on the host;
     ``python`` is the version that tasks get (``"3.11.2"``) when it could be found out without
-    prerun, ``executable`` its path and ``cloudpickle`` whether it has one of its own. ``free`` is in bytes; ``clock`` is how far the host's
+    prerun, ``executable`` its path and ``cloudpickle`` whether it has one of its own. ``free`` is
+    in bytes; ``clock`` is how far the host's
     clock is ahead of ours, in seconds.
     """
 

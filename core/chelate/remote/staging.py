@@ -73,9 +73,15 @@ async def prepare(
                     "jobs": specs,
                 }
                 answer = await host.call("put", request, _pieces(missing, needed), timeout=None)
-                if not answer.get("lacking"):
+                lacking = answer.get("lacking")
+                if not lacking:
                     break
-                host.present.difference_update(answer["lacking"])
+                host.present.difference_update(lacking)
+            else:
+                raise TransientError(
+                    f"Values that were sent to {host.transport.host} are not there; "
+                    "is something removing files below its root folder?"
+                )
         except UnreachableError:
             raise
         except TransientError as error:

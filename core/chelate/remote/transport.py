@@ -58,6 +58,7 @@ class Transport(ABC):
     ) -> Completed:
         """Run a command to its end. ``stdin`` may be a stream of any length; the output is small.
 
+        What ``stdin`` raises ends the command and is raised here.
         ``timeout`` is in seconds; None: as long as the connection is alive.
         """
 

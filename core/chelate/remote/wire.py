@@ -51,6 +51,11 @@ class Reader:
         document: dict[str, Any] = json.loads(await self.exactly(size))
         return document
 
+    async def drain(self) -> None:
+        """Read to the end of the stream, so that its command ends by itself."""
+        async for _ in self._pieces:
+            self._buffer.clear()
+
     async def exactly(self, size: int) -> bytes:
         """So many bytes at once."""
         while len(self._buffer) < size:

@@ -5,15 +5,17 @@ This is the hot path of every commit, so there are no row objects and no reflect
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from chelate.api import (
     DispatchRecord,
     NodeRecord,
     NodeStatus,
     Status,
+    StoreError,
     ValueRef,
 )
 
@@ -26,6 +28,7 @@ __all__ = [
     "encode_node",
 ]
 
+T = TypeVar("T")
 Row = tuple[Any, ...]
 
 dump_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -85,6 +88,21 @@ def encode_node(dispatch_id: str, node: NodeRecord) -> Row:
     )
 
 
+def _readable(decode: Callable[[Sequence[Any]], T]) -> Callable[[Sequence[Any]], T]:
+    @functools.wraps(decode)
+    def safely(row: Sequence[Any]) -> T:
+        try:
+            return decode(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"The stored row {row[0]}, {row[1]} cannot be read ({error!r}): the medium or "
+                "another program changed it. See what else is damaged with: chelate fsck"
+            ) from error
+
+    return safely
+
+
+@_readable
 def decode_node(row: Sequence[Any]) -> NodeRecord:
     """The record of a row of ``nodes``."""
     reused_from = json.loads(row[15]) if row[15] is not None else None
@@ -142,6 +160,7 @@ def encode_dispatch(record: DispatchRecord) -> Row:
     )
 
 
+@_readable
 def decode_dispatch(row: Sequence[Any]) -> DispatchRecord:
     """The record of a row of ``dispatches``."""
     return DispatchRecord(

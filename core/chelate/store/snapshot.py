@@ -16,6 +16,7 @@ from chelate.api import (
     CancelRequest,
     DispatchRecord,
     NodeRecord,
+    StoreError,
     digest_bytes,
     digest_stream,
     is_digest,
@@ -50,8 +51,11 @@ class SQLSnapshot:
 
     def _rows(self, query: Select[Any]) -> Iterator[Sequence[Any]]:
         wishes = {"yield_per": _ROWS}
-        with self._database.explained():
-            yield from self._connection.execute(query, execution_options=wishes)
+        with (
+            self._database.explained(),
+            self._connection.execute(query, execution_options=wishes) as rows,
+        ):
+            yield from rows
 
     def _by(self, column: ColumnElement[str]) -> ColumnElement[str]:
         return column.collate(self._database.collation)
@@ -62,9 +66,8 @@ class SQLSnapshot:
         for row in self._rows(query):
             try:
                 yield decode(row)
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                where = ", ".join(str(value) for value in row[:2])
-                self._unreadable.append(f"The row {where} of {what} cannot be read: {error!r}.")
+            except (StoreError, TypeError, ValueError) as error:
+                self._unreadable.append(f"A row of {what} cannot be read: {error}")
 
     def dispatches(self) -> Iterator[DispatchRecord]:
         query = select(sql.dispatches).order_by(self._by(sql.dispatches.c.dispatch_id))
@@ -122,7 +125,9 @@ class SQLSnapshot:
 
     def read(self, digest: str) -> bytes:
         query = select(sql.blobs.c.data).where(sql.blobs.c.digest == digest)
-        for (data,) in self._rows(query):
+        with self._database.explained():
+            data = self._connection.execute(query).scalar()
+        if data is not None:
             return bytes(data)
         try:
             return (self._folder / digest[:2] / digest).read_bytes()

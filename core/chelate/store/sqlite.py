@@ -54,6 +54,7 @@ class SQLiteDatabase(Database):
         super().__init__(str(path), synchronous=synchronous, timeout=timeout)
         self.path = path
         self.locks = KernelLocks(kernels)
+        self._files: dict[str, int] = {}  # what the writing connection uses, by name
 
     def _prepare(self) -> None:
         folder = self.path.parent
@@ -111,6 +112,19 @@ class SQLiteDatabase(Database):
 
     def _begin(self, connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # What is written to a file that has lost its name would be acknowledged, and then gone.
+        for name in (str(self.path), f"{self.path}-wal"):
+            try:
+                number = os.stat(name).st_ino  # noqa: PTH116 (once per transaction)
+            except FileNotFoundError:
+                number = 0
+            known = self._files.get(name) or number
+            self._files[name] = known
+            if known != number:
+                raise StoreUnavailableError(
+                    f"The store's file {name} was deleted or replaced while it was in use; nothing "
+                    "is written. Put it back, or end this process and start again."
+                )
 
     def _reading(self) -> Connection:
         from sqlalchemy import URL, create_engine
@@ -138,7 +152,7 @@ class SQLiteDatabase(Database):
         )
 
     def _reclaim(self, connection: Connection) -> None:
-        """Lock files do not depend on connections."""
+        self._files = {}  # Lock files do not depend on connections.
 
     def open(self) -> None:
         """As in the base; the file is put into WAL mode between the check and the first write."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import (
     Connection,
     and_,
+    bindparam,
     delete,
     exists,
     func,
@@ -51,6 +52,32 @@ cancels = tables.table_of(tables.Cancel)
 events = tables.table_of(tables.Event)
 blobs = tables.table_of(tables.Blob)
 facts = tables.table_of(tables.Fact)
+
+
+# What every turn of a kernel asks is put together once.
+_KERNEL_STATE = (
+    select(kernels.c.state).where(kernels.c.kernel_id == bindparam("kernel_id")).with_for_update()
+)
+_LIVE_AMONG = select(kernels.c.kernel_id).where(
+    kernels.c.kernel_id.in_(bindparam("ids", expanding=True)), kernels.c.state == "live"
+)
+_UNFINISHED = (
+    select(dispatches.c.dispatch_id, dispatches.c.owner)
+    .where(dispatches.c.status.not_in(_ENDED), dispatches.c.held.is_(False))
+    .order_by(dispatches.c.created_at, dispatches.c.dispatch_id)
+)
+_LOCK_DISPATCHES = (
+    select(dispatches.c.dispatch_id, dispatches.c.owner, dispatches.c.epoch, dispatches.c.status)
+    .where(dispatches.c.dispatch_id.in_(bindparam("ids", expanding=True)))
+    .order_by(dispatches.c.dispatch_id)
+    .with_for_update()
+)
+_CANCELS = (
+    select(cancels.c.seq, cancels.c.dispatch_id, cancels.c.nodes)
+    .join(dispatches, dispatches.c.dispatch_id == cancels.c.dispatch_id)
+    .where(cancels.c.seq > bindparam("seen"), dispatches.c.owner == bindparam("kernel_id"))
+    .order_by(cancels.c.seq)
+)
 
 
 class LockedDispatch(NamedTuple):
@@ -127,8 +154,7 @@ class Statements:
 
     def kernel_state(self, connection: Connection, kernel_id: str) -> str | None:
         """``live``, ``dead`` or None; the row is locked until the transaction ends."""
-        query = select(kernels.c.state).where(kernels.c.kernel_id == kernel_id).with_for_update()
-        return connection.execute(query).scalar()
+        return connection.execute(_KERNEL_STATE, {"kernel_id": kernel_id}).scalar()
 
     def live_kernels(self, connection: Connection) -> list[str]:
         """Kernels not yet known to be dead."""
@@ -139,10 +165,7 @@ class Statements:
         """Those of ``kernel_ids`` that are not yet known to be dead."""
         found: list[str] = []
         for chunk in _chunks(sorted(kernel_ids)):
-            query = select(kernels.c.kernel_id).where(
-                kernels.c.kernel_id.in_(chunk), kernels.c.state == "live"
-            )
-            found.extend(connection.execute(query).scalars())
+            found.extend(connection.execute(_LIVE_AMONG, {"ids": chunk}).scalars())
         return found
 
     def add_kernel(self, connection: Connection, row: tuple[Any, ...]) -> None:
@@ -161,12 +184,7 @@ class Statements:
 
     def unfinished(self, connection: Connection) -> list[tuple[str, str | None]]:
         """Id and owner of dispatches that have not ended and are not held, oldest first."""
-        query = (
-            select(dispatches.c.dispatch_id, dispatches.c.owner)
-            .where(dispatches.c.status.not_in(_ENDED), dispatches.c.held.is_(False))
-            .order_by(dispatches.c.created_at, dispatches.c.dispatch_id)
-        )
-        return [(row[0], row[1]) for row in connection.execute(query)]
+        return [(row[0], row[1]) for row in connection.execute(_UNFINISHED)]
 
     def lock_dispatches(
         self, connection: Connection, dispatch_ids: Iterable[str]
@@ -174,18 +192,7 @@ class Statements:
         """Rows locked in the order of their ids, so that no two transactions wait in a circle."""
         found: list[LockedDispatch] = []
         for chunk in _chunks(sorted(set(dispatch_ids))):
-            query = (
-                select(
-                    dispatches.c.dispatch_id,
-                    dispatches.c.owner,
-                    dispatches.c.epoch,
-                    dispatches.c.status,
-                )
-                .where(dispatches.c.dispatch_id.in_(chunk))
-                .order_by(dispatches.c.dispatch_id)
-                .with_for_update()
-            )
-            for row in connection.execute(query):
+            for row in connection.execute(_LOCK_DISPATCHES, {"ids": chunk}):
                 found.append(LockedDispatch(row[0], row[1], row[2], row[3] in _ENDED))
         return found
 
@@ -295,15 +302,10 @@ class Statements:
 
     def cancels(self, connection: Connection, kernel_id: str, seen: int) -> list[CancelRequest]:
         """Requests after ``seen`` for dispatches of a kernel."""
-        query = (
-            select(cancels.c.seq, cancels.c.dispatch_id, cancels.c.nodes)
-            .join(dispatches, dispatches.c.dispatch_id == cancels.c.dispatch_id)
-            .where(cancels.c.seq > seen, dispatches.c.owner == kernel_id)
-            .order_by(cancels.c.seq)
-        )
+        wanted = {"seen": seen, "kernel_id": kernel_id}
         return [
             CancelRequest(seq, dispatch_id, None if ids is None else tuple(json.loads(ids)))
-            for seq, dispatch_id, ids in connection.execute(query)
+            for seq, dispatch_id, ids in connection.execute(_CANCELS, wanted)
         ]
 
     # -- blobs ----------------------------------------------------------------------------------

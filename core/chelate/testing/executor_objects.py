@@ -27,6 +27,7 @@ from chelate.testing.executor_tasks import notes, waits
 __all__ = ["ObjectTests"]
 
 LARGEST_HANDLE = 4096
+QUEUED = 5.0  # seconds after which a job that has not begun is believed to wait
 HOSTILE = (
     "'; touch {canary}; '", '"; touch {canary}; "', "$(touch {canary})", "`touch {canary}`",
     "a\ntouch {canary}\n", "| touch {canary} #", "&& touch {canary}", "-rf /", "--help", "../../up",
@@ -95,15 +96,21 @@ class ObjectTests(ExecutorTests):
         if not _TRAPS:
             _TRAPS.append(_Trap())
         trap = _TRAPS[0]
-        threads = threading.active_count()
         trap.heard.clear()
-        trap.thread = threading.get_ident()
-        try:
-            kind(**options)
-        finally:
-            trap.thread = 0
+        start = threading.Thread.start
+
+        def started(thread: threading.Thread) -> None:
+            trap.heard.append(f"thread {thread.name}")
+            start(thread)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", started)
+            trap.thread = threading.get_ident()
+            try:
+                kind(**options)
+            finally:
+                trap.thread = 0
         assert not trap.heard, "the constructor may only store its options"
-        assert threading.active_count() == threads
 
     @driven()
     async def test_opening_and_closing_twice(self, bench: Bench) -> None:
@@ -195,9 +202,12 @@ class ObjectTests(ExecutorTests):
                 assert isinstance(outcome.reason, Reason)
                 assert len(outcome.message.split()) > 3, "say what to do in a sentence"
             elif isinstance(outcome, Accepted):
-                seen = await bench.until(
-                    [outcome.handle], frozenset({JobState.QUEUED, *JobState} - {JobState.RUNNING})
-                )
+                begun = ANY_STATE - {JobState.QUEUED}
+                try:
+                    seen = await bench.until([outcome.handle], begun, patience=QUEUED)
+                    seen = await bench.until([outcome.handle])
+                except AssertionError:
+                    return  # it waits for a machine that there may be one day
                 found = await bench.collect([outcome.handle])
                 assert not any(item.ok for item in found.values()), f"{option} was dropped: {seen}"
             await bench.rests(ledger, 0.2)

@@ -113,8 +113,10 @@ class ResultTests(ExecutorTests):
         def fails() -> None:
             class OddError(Exception):
                 def __init__(self, one: int, two: int) -> None:
+                    import threading
+
                     super().__init__("odd ✗")
-                    self.lock = __import__("threading").Lock()
+                    self.lock = threading.Lock()
 
             raise OddError(1, 2)
 
@@ -206,7 +208,7 @@ class ResultTests(ExecutorTests):
 
     @driven()
     async def test_times_and_usage(self, bench: Bench) -> None:
-        outcome = await bench.outcome(lambda: __import__("time").sleep(0.2))
+        outcome = await bench.outcome(time.sleep, 0.2)
         assert outcome.started_at is not None
         assert outcome.ended_at is not None
         assert 0.15 <= outcome.ended_at - outcome.started_at < self.patience

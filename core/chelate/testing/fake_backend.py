@@ -37,6 +37,7 @@ from chelate.testing import fake_task
 
 __all__ = ["FAULTS", "FakeBackend", "FakeJob", "Fault"]
 
+COPIES = 4  # jobs of one key at most
 FAULTS = {
     "delay": "it answers after `delay` seconds",
     "disk_full": "results cannot be written",
@@ -154,6 +155,8 @@ class FakeBackend:
     """
 
     _known: ClassVar[dict[str, FakeBackend]] = {}
+    # Of every backend, since a task may end after whoever started it has let go of its backend.
+    _processes: ClassVar[list[subprocess.Popen[bytes]]] = []
 
     def __init__(self, folder: Path, answer: Callable[[Task], Outcome] | None = None) -> None:
         self.folder = folder
@@ -161,7 +164,6 @@ class FakeBackend:
         self.calls: list[tuple[str, tuple[str, ...]]] = []
         self._faults: list[Fault] = []
         self._answers: dict[str, Outcome] = {}
-        self._processes: list[subprocess.Popen[bytes]] = []
         self._lock = threading.RLock()
         self._known[str(folder)] = self
 
@@ -232,7 +234,8 @@ class FakeBackend:
     def jobs(self, key: str) -> list[FakeJob]:
         """All jobs of a key; more than one is a duplicate."""
         name = digest_bytes(key.encode())[:32]
-        return [FakeJob(path) for path in sorted(self.folder.glob(f"jobs/{name}.*"))]
+        places = [self.folder / "jobs" / f"{name}.{copy}" for copy in range(COPIES)]
+        return [FakeJob(place) for place in places if place.is_dir()]
 
     def every(self) -> list[FakeJob]:
         """All jobs."""
@@ -302,9 +305,14 @@ class FakeBackend:
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": path, "CHELATE_TASK_KEY": task.key},
             )
-        with self._lock:
-            self._processes = [item for item in self._processes if item.poll() is None]
-            self._processes.append(process)
+        self._reap()
+        self._processes.append(process)
+
+    def _reap(self) -> None:
+        for process in list(self._processes):
+            if process.poll() is not None:
+                with contextlib.suppress(ValueError):  # another thread was first
+                    self._processes.remove(process)
 
     def answered(self, key: str) -> Outcome | None:
         """The outcome that ``answer`` gave for a task."""
@@ -312,8 +320,7 @@ class FakeBackend:
 
     def living(self, keys: Sequence[str]) -> set[str]:
         """Those of the tasks that have a process."""
-        with self._lock:
-            self._processes = [item for item in self._processes if item.poll() is None]
+        self._reap()
         return set(process_tree.holders(keys)) if keys else set()
 
     def end(self, keys: Sequence[str], *, force: bool) -> None:

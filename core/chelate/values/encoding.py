@@ -204,7 +204,8 @@ _MUTABLE: Final = frozenset({list, dict, set, bytearray})
 
 def _has_identity(kind: type) -> bool:
     """Whether it can be told apart if two parts are one instance of a class, or two equal ones."""
-    return kind.__hash__ in (None, object.__hash__) and written_by_user(kind)
+    hashed: Any = kind.__hash__
+    return (hashed is None or hashed is object.__hash__) and written_by_user(kind)
 
 
 class Encoder:

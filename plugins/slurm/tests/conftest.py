@@ -35,6 +35,8 @@ def options_for(cluster: SlurmCluster, root: Path) -> dict[str, Any]:
         "slurm_conf": str(cluster.conf),
         "root": str(root),
         "python": sys.executable,
+        # Where tests run from a checkout, tasks find chelate as this process does.
+        "env_vars": {"PYTHONPATH": str(Path(ct.__file__).parents[1])},
         "poll_min": 0.3,
         "poll_max": 1.0,
         "gather": 0.2,

@@ -1,4 +1,4 @@
-"""Options become arguments of sbatch, or a sentence; nothing is dropped and nothing gets through."""
+"""Options become arguments of sbatch or a sentence; nothing is dropped, nothing gets through."""
 
 from __future__ import annotations
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import chelate as ct
 
@@ -92,7 +94,7 @@ def to_cancel(marker):
 
 def cancel(marker: str) -> None:
     dispatch_id = ct.dispatch(to_cancel)(marker)
-    while not os.path.exists(marker):
+    while not Path(marker).exists():
         time.sleep(0.02)
     begun = time.monotonic()
     ct.cancel(dispatch_id, task_ids=[0])
@@ -100,6 +102,12 @@ def cancel(marker: str) -> None:
     assert time.monotonic() - begun < 30
     assert result.get_node_result(0)["status"] == "CANCELLED", result.get_node_result(0)
     assert result.get_node_result(1)["status"] in ("CANCELLED", "SKIPPED")
+
+
+def guides(marker: str) -> None:
+    redispatch()
+    many()
+    cancel(marker)
 
 
 # -- one task ------------------------------------------------------------------------------------
@@ -166,15 +174,17 @@ def large(size):
     return bytes(size)
 
 
-@ct.electron(executor="ssh")
-def length(data):
-    return len(data)
-
-
 @ct.lattice
-def bulky(size):
-    data = large(size)
-    return length(data)
+def bulk_flow(size):
+    return large(size)
+
+
+def bulk(size: str) -> None:
+    """Status, and by how many MiB this process grew while the result came here."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = ct.get_result(ct.dispatch(bulk_flow)(int(size)), wait=True)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    sys.stdout.write(f"{result.status} {grown / 1024}\n")
 
 
 def expected(width: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,25 @@ from chelate_ssh import SSHExecutor
 
 
 class TestSSH(ExecutorConformance):
+    cannot = {"queue": "a host has no queue: tasks wait in the kernel for a free slot"}  # noqa: RUF012
+    many = 24
+    names = 8
+
+    @contextmanager
+    def outage(self, bench: object) -> Iterator[None]:
+        self.server.kill()
+        try:
+            yield
+        finally:
+            self.server.start()
+
     @pytest.fixture
     def make_executor(self, sshd_session: Sshd, tmp_path: Path) -> Callable[[], SSHExecutor]:
+        self.server = sshd_session
         options = sshd_session.client(
             python=sys.executable,
             root=str(tmp_path / "root"),
-            slots=8,
+            slots=24,
             grace=2.0,
             poll_interval=0.1,
         )

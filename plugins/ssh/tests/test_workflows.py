@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.services.sshd import Sshd
 
-from .kit import Program, marked
+import chelate as ct
+from chelate_ssh import SSHExecutor
+
+from .kit import Program
 
 
 @pytest.fixture
@@ -23,14 +27,16 @@ def options(sshd_session: Sshd, tmp_path: Path) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("name", ["redispatch", "many"])
-def test_the_workflows_of_the_guides(options: dict[str, Any], tmp_path: Path, name: str) -> None:
-    Program(tmp_path, options).run(name)
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[None]:
+    ct.configure(home=tmp_path / "chelate", poll_interval=0.05)
+    yield
+    ct.shutdown()
 
 
-def test_cancelled_means_gone(options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_workflows_of_the_guides(options: dict[str, Any], tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    Program(tmp_path, {**options, "grace": 1.0}).run("cancel", str(marker))
+    Program(tmp_path, {**options, "grace": 1.0}).run("guides", str(marker))
     left = [path for path in Path("/proc").glob("[0-9]*/fd/3") if _leads_to(path, marker)]
     assert not left, "something that ignores SIGTERM outlived its cancel"
 
@@ -51,67 +57,108 @@ def test_a_host_in_the_configuration_file(options: dict[str, Any], tmp_path: Pat
     assert program.run("one").startswith("COMPLETED|7|")
 
 
-def refused(program: Program) -> str:
-    """How the one task of a workflow failed: reason and sentence."""
-    begun = time.monotonic()
-    status, _, said = program.run("one").partition("|")
-    assert status == "FAILED", said
-    assert time.monotonic() - begun < 40
-    return said
+def failures(executors: dict[str, SSHExecutor]) -> dict[str, str]:
+    """Reason and sentence of one task per executor, all in one workflow, by name of the task."""
+
+    def task() -> int:
+        return 7
+
+    electrons = {name: ct.electron(task, executor=executor) for name, executor in executors.items()}
+
+    @ct.lattice
+    def flow() -> list[int]:
+        return [electron() for electron in electrons.values()]
+
+    dispatch_id = ct.dispatch(flow)()
+    result = ct.get_result(dispatch_id, wait=True, timeout=100)
+    found = {}
+    for number, name in enumerate(electrons):
+        node = result.get_node_result(number)
+        found[name] = f"{node['status']} {node['reason']}: {node['error']}"
+    return found
 
 
-def test_without_a_host_the_user_is_told_how_to_name_one(tmp_path: Path) -> None:
-    assert "executors.ssh" in refused(Program(tmp_path, {}))
+BAD = {
+    "unknown key": ({"known_hosts": "/dev/null"}, "INVALID_SPEC", "is not known: ssh-ed25519"),
+    "no key": ({"identity_file": "/no/such/key"}, "INVALID_SPEC", "cannot be read"),
+    "no python": ({"python": "/no/such/python"}, "ENV_MISSING", "/no/such/python"),
+    "no venv": ({"venv": "/no/such/venv"}, "ENV_MISSING", "/no/such/venv"),
+    "no conda": ({"conda": "no-such-env"}, "ENV_MISSING", "no-such-env"),
+    "prerun": ({"prerun": "echo no licence >&2; exit 3"}, "", "no licence"),
+    "root": ({"root": "/proc/nowhere"}, "", "/proc/nowhere"),
+    "wrong key": ({"identity_file": "stranger"}, "AUTH", "refuses the login"),
+    "wrong user": ({"user": "nobody-of-that-name"}, "AUTH", "nobody-of-that-name"),
+    "no host": ({"host": None}, "", "executors.ssh"),
+    "two gpus": ({"gpus": 0}, "UNSCHEDULABLE", "gpus=2"),
+}
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"known_hosts": "/dev/null"}, "is not known"),
-        ({"identity_file": "/no/such/key"}, "cannot be read"),
-        ({"python": "/no/such/python"}, "/no/such/python"),
-        ({"venv": "/no/such/venv"}, "/no/such/venv"),
-        ({"conda": "no-such-environment"}, "no-such-environment"),
-        ({"prerun": "echo no licence >&2; exit 3"}, "no licence"),
-        ({"root": "/proc/nowhere"}, "/proc/nowhere"),
-        ({"password": "hunter2"}, "passphrase_env="),
-        ({"colour": "red"}, "colour"),
-    ],
-)
+@pytest.mark.usefixtures("kernel")
 def test_one_sentence_for_what_cannot_work(
-    options: dict[str, Any], tmp_path: Path, changes: dict[str, Any], says: str
+    sshd: Sshd, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    if {"venv", "conda"} & changes.keys():
-        options.pop("python")
-    said = refused(Program(tmp_path, {**options, **changes}))
-    assert says in said
-    assert "hunter2" not in said
-    assert "Traceback" not in said
-
-
-def test_another_python_is_refused_before_anything_is_sent(
-    options: dict[str, Any], tmp_path: Path
-) -> None:
-    other = next(
-        (
-            found
-            for minor in range(6, 20)
-            if minor != sys.version_info[1] and (found := shutil.which(f"python3.{minor}"))
-        ),
-        None,
-    )
-    if other is None:
-        pytest.skip("there is only one Python here")
-    said = refused(Program(tmp_path, {**options, "python": other}))
-    assert said.startswith("None|ENV_MISMATCH") or "ENV_MISMATCH" in said
-    assert f"3.{sys.version_info[1]}" in said
-
-
-def test_a_key_that_is_not_let_in(sshd: Sshd, tmp_path: Path) -> None:
     stranger = sshd.new_key(tmp_path / "stranger")
-    said = refused(Program(tmp_path, sshd.client(identity_file=str(stranger))))
-    assert "refuses the login" in said
+    executors = {"good": SSHExecutor(**options)}
+    for name, (changes, _, _) in BAD.items():
+        made = {**options, **changes}
+        if {"venv", "conda"} & changes.keys():
+            made["python"] = None
+        if changes.get("identity_file") == "stranger":
+            made.update(sshd.client(identity_file=str(stranger)))
+        executors[name] = SSHExecutor(**made)
+    other = other_python()
+    if other is not None:
+        executors["other python"] = SSHExecutor(**{**options, "python": other})
+    said = failures({name: made for name, made in executors.items() if name != "two gpus"})
+    assert said.pop("good").startswith("COMPLETED")
+    if other is not None:
+        sentence = said.pop("other python")
+        assert "ENV_MISMATCH" in sentence
+        assert f"3.{sys.version_info[1]}" in sentence
+    for name, sentence in said.items():
+        _, reason, words = BAD[name]
+        assert sentence.startswith(f"FAILED {reason}"), (name, sentence)
+        assert words in sentence, (name, sentence)
+        assert "Traceback" not in sentence, (name, sentence)
+    # A login that is refused is tried once, however many ask.
     assert sshd.logged(r"^Connection from .*") == 2  # one was the fixture's own look
+
+
+def other_python() -> str | None:
+    """An interpreter of another minor version, where there is one."""
+    for minor in range(6, 20):
+        path = shutil.which(f"python3.{minor}")
+        if minor != sys.version_info[1] and path is not None:
+            works = subprocess.run([path, "-c", ""], capture_output=True, timeout=60)
+            if not works.returncode:
+                return path
+    return None
+
+
+@pytest.mark.usefixtures("kernel")
+def test_several_hosts_share_the_work(
+    sshd_session: Sshd, sshd: Sshd, options: dict[str, Any], tmp_path: Path
+) -> None:
+    (sshd.folder / "authorized_keys").write_text(Path(f"{sshd_session.identity}.pub").read_text())
+    known = tmp_path / "known_hosts"
+    known.write_text(sshd.known_hosts.read_text() + sshd_session.known_hosts.read_text())
+    options.pop("host"), options.pop("port")
+    hosts = [f"127.0.0.1:{server.port}" for server in (sshd, sshd_session)]
+    executor = SSHExecutor(hosts=hosts, **{**options, "known_hosts": str(known), "slots": 1})
+
+    @ct.electron(executor=executor)
+    def where(_: int) -> str:
+        import os
+
+        return os.environ["SSH_CONNECTION"].split()[3]
+
+    @ct.lattice
+    def flow() -> list[str]:
+        return [where(number) for number in range(4)]
+
+    result = ct.get_result(ct.dispatch(flow)(), wait=True, timeout=100)
+    assert result.result is not None, result.error
+    assert set(result.result) == {str(sshd.port), str(sshd_session.port)}
 
 
 def test_a_host_that_is_away_is_waited_for(sshd: Sshd, tmp_path: Path) -> None:
@@ -121,6 +168,7 @@ def test_a_host_that_is_away_is_waited_for(sshd: Sshd, tmp_path: Path) -> None:
         try:
             with socket.socket() as waiting:
                 waiting.settimeout(60)
+                waiting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 waiting.bind((sshd.address, sshd.port))
                 waiting.listen()
                 waiting.accept()[0].close()  # it has been asked once, in vain
@@ -131,30 +179,17 @@ def test_a_host_that_is_away_is_waited_for(sshd: Sshd, tmp_path: Path) -> None:
     assert output.startswith("COMPLETED|7|")
 
 
-def test_no_secret_is_written_anywhere(
-    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_secret_is_written_anywhere(sshd: Sshd, tmp_path: Path) -> None:
     secret = "correct-horse-battery"
-    key = tmp_path / "protected"
-    sshd.new_key(key)
-    import subprocess
-
+    key = sshd.new_key(tmp_path / "protected")
+    (sshd.folder / "authorized_keys").write_text(Path(f"{key}.pub").read_text())
     subprocess.run(["ssh-keygen", "-q", "-p", "-N", secret, "-f", str(key)], check=True)
-    with (sshd.folder / "authorized_keys").open("a") as file:
-        file.write(Path(f"{key}.pub").read_text())
     root = tmp_path / "root"
+    reach = sshd.client(identity_file=str(key), passphrase_env="MY_KEY", root=str(root))
     program = Program(
-        tmp_path,
-        sshd.client(
-            identity_file=str(key), passphrase_env="MY_KEY", python=sys.executable, root=str(root)
-        ),
-        MY_KEY=secret,
-        CHELATE_LOG_LEVEL="DEBUG",
+        tmp_path, {**reach, "python": sys.executable, "cleanup": "never"}, MY_KEY=secret
     )
     assert program.run("one").startswith("COMPLETED|7|")
-    for folder in (tmp_path / "chelate", root, sshd.home):
+    for folder in (tmp_path / "chelate", root, sshd.folder):
         for path in folder.rglob("*"):
-            if path.is_file():
-                assert secret.encode() not in path.read_bytes(), path
-    assert secret not in sshd.log.read_text()
-    assert not marked("chelate_ssh_never")
+            assert not path.is_file() or secret.encode() not in path.read_bytes(), path

@@ -109,7 +109,6 @@ ROWS = [
     held("callable instance as a helper", "G = A()", "return x\n", "return x * 2\n"),
     held("enum with a method", "class E(enum.Enum):\n    X = 1\n    def q(self):\n        return 5\nG = E.X", "return 5", "return 6", head=C),
     held("enum in a list", "class E(enum.Enum):\n    X = 1\n    Y = 2\nG = [E.X]", "Y = 2", "Y = 3", head=C),
-    held("private value of an enum", "class E(enum.Enum):\n    X = 1\n    __k = 2\n    def q(self):\n        return self.__k\nG = E.X", "__k = 2", "__k = 3", head=C),
     held("property of an enum", "class E(enum.Enum):\n    X = 1\n    @types.DynamicClassAttribute\n    def q(self):\n        return 5\nG = E", "return 5", "return 6", head=C),
     held("missing of an enum", "class E(enum.Enum):\n    X = 1\n    @classmethod\n    def _missing_(cls, v):\n        return cls.X if v == 5 else None\nG = E", "v == 5", "v == 6", head=C),
     held("alias in an enum", "class E(enum.Enum):\n    X = 1\n    Y = 1\nG = E", "Y = 1", "Y = 2", head=C),

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -45,9 +45,9 @@ class FunctionFingerprint:
 
     ``ast`` and ``code`` are 64 hexadecimal characters each; ``ast`` is None when the source of a
     part is not to be had. Both are None when something the function reaches has no stable
-    fingerprint, so that it is the same as nothing. ``manifest`` can be stored as JSON: ``tag`` and ``python`` of the
-    interpreter, ``version``, ``digest``, the ``components`` (``role``, ``label``, ``edge``,
-    ``kind``, ``ast``, ``code``, ``text``) and ``not_tracked``, sentences for people.
+    fingerprint, so that it is the same as nothing. ``manifest`` can be stored as JSON: ``tag`` and
+    ``python`` of the interpreter, ``version``, ``digest``, the ``components`` (``role``, ``label``,
+    ``edge``, ``kind``, ``ast``, ``code``, ``text``) and ``not_tracked``, sentences for people.
     """
 
     ast: str | None
@@ -81,8 +81,12 @@ def fingerprint_function(
         walk.root(function)
     for number, item in enumerate(depends_on):
         found = _module_named(item) if isinstance(item, str) else item
-        walk.visit(found, "depends_on", _label(item), f"depends_on {number}")
-    walk.run()
+        place = f"depends_on {number}"
+        component = walk.components[walk.visit(found, "depends_on", _label(item), place)]
+        walk.run()
+        if component.role != "depends_on":  # the code reaches it too; what is stated comes first
+            stated = replace(component, role="depends_on", label=_label(item), edge=place)
+            walk.add(("stated", number), stated)
     tag = sys.implementation.cache_tag or sys.implementation.name
     found = walk.components
     tree = code = None

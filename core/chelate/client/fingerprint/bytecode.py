@@ -133,9 +133,9 @@ def _texts(found: list[dis.Instruction]) -> Iterator[str | None]:
     for number, item in enumerate(found):
         if item.opname in _GLOBALS and item.argval in ("eval", "exec", "globals"):
             rest = (after for after in found[number + 1 :] if after.opname not in _CALLS)
-            given = next(rest, None)
-            literal = given is not None and given.opname == "LOAD_CONST"
-            yield given.argval if literal and type(given.argval) is str else None
+            given = next(rest)  # a code object ends in other instructions
+            literal = given.opname == "LOAD_CONST" and type(given.argval) is str
+            yield given.argval if literal else None
 
 
 def _compiled(text: str | None) -> CodeType | None:

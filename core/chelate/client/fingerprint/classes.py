@@ -6,12 +6,13 @@ they are generated from are in.
 
 from __future__ import annotations
 
-import _abc
+import abc
 import dataclasses
 import enum
 import inspect
 import re
 import sys
+import types
 from types import FunctionType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType
 from typing import Any, Final
 
@@ -19,38 +20,46 @@ from .library import is_library_file, is_library_module
 
 __all__ = ["ClassParts", "class_parts", "is_user_class"]
 
-_BOOKKEEPING: Final = frozenset(
-    """__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__
-    __classcell__ __classdictcell__ __dict__ __doc__ __firstlineno__ __hash__ __match_args__
-    __module__ __orig_bases__ __parameters__ __qualname__ __slots__ __static_attributes__
-    __type_params__ __weakref__ _abc_impl""".split()
-)
+_BOOKKEEPING: Final = frozenset({
+    "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__",
+    "__annotations_cache__", "__classcell__", "__classdictcell__", "__dict__", "__doc__",
+    "__firstlineno__", "__hash__", "__match_args__", "__module__", "__orig_bases__",
+    "__parameters__", "__qualname__", "__slots__", "__static_attributes__", "__type_params__",
+    "__weakref__", "_abc_impl"
+})  # fmt: skip
 # What is made for classes of one kind, by what their class has.
 _MADE: Final = {
     "__dataclass_fields__": frozenset({"__dataclass_fields__", "__dataclass_params__"}),
     "__attrs_attrs__": frozenset(
-        """__attrs_attrs__ __attrs_base_of_slotted__ __attrs_own_setattr__
-        __attrs_props__""".split()
+        {"__attrs_attrs__", "__attrs_base_of_slotted__", "__attrs_own_setattr__", "__attrs_props__"}
     ),
     "__pydantic_fields__": frozenset(
-        """__class_vars__ __fields__ __fields_set__ __private_attributes__ __signature__
-        model_computed_fields model_fields""".split()
+        {
+            "__class_vars__",
+            "__fields__",
+            "__fields_set__",
+            "__private_attributes__",
+            "__signature__",
+            "model_computed_fields",
+            "model_fields",
+        }
     ),
     "_field_defaults": frozenset({"_field_defaults", "_fields"}),
     "__protocol_attrs__": frozenset({"__non_callable_proto_members__", "__protocol_attrs__"}),
 }
+_HEAP: Final = 1 << 9
 _SUNDER: Final = re.compile(r"_+[a-z0-9_]*_+")
 _SETTINGS: Final = ("init", "repr", "eq", "order", "unsafe_hash", "frozen")
 _FIELD: Final = ("init", "repr", "hash", "compare", "kw_only")
 _ATTRIBUTE: Final = (
-    "name init kw_only repr eq eq_key order order_key hash alias type metadata default converter"
-    " validator on_setattr"
-).split()
+    "name", "init", "kw_only", "repr", "eq", "eq_key", "order", "order_key", "hash", "alias",
+    "type", "metadata", "default", "converter", "validator", "on_setattr"
+)  # fmt: skip
 # Methods that dataclasses make of a text.
-_GENERATED: Final = frozenset(
-    """__new__ __init__ __repr__ __eq__ __lt__ __le__ __gt__ __ge__ __hash__ __setattr__ __delattr__
-    __replace__ __getstate__ __setstate__""".split()
-)
+_GENERATED: Final = frozenset({
+    "__new__", "__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__",
+    "__setattr__", "__delattr__", "__replace__", "__getstate__", "__setstate__"
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +72,10 @@ class ClassParts:
 
 def is_user_class(kind: type) -> bool:
     """Whether a class was written by the user."""
-    return not is_library_module(kind.__module__) and kind.__module__ != "builtins"
+    module = kind.__module__
+    if module == "types":  # where dataclasses and types make classes of nobody's
+        return getattr(types, kind.__name__, None) is not kind and bool(kind.__flags__ & _HEAP)
+    return not is_library_module(module) and module != "builtins"
 
 
 def class_parts(kind: type) -> ClassParts:
@@ -98,7 +110,7 @@ def class_parts(kind: type) -> ClassParts:
     if isinstance(written_hash, FunctionType) and not _is_made(written_hash):
         members.append(("__hash__", written_hash))
     if "_abc_impl" in own:
-        alive = [reference() for reference in _abc._get_dump(kind)[0]]  # type: ignore[attr-defined]
+        alive = [reference() for reference in abc._get_dump(kind)[0]]  # type: ignore[attr-defined]
         known = [virtual for virtual in alive if virtual is not None]
         members.append(("registered", sorted(known, key=lambda item: item.__qualname__)))
     return ClassParts("\n".join(lines), members)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
-from chelate.values.encoding import Encoder, Unstable, to_text
+from chelate.values import fingerprint
+from chelate.values.encoding import SCALARS, Encoder, Unstable, to_text
 from chelate.values.rules import encode
 
 from .bytecode import code_facts
@@ -15,8 +17,34 @@ from .parts import BUILT_IN, electron_function, harmless, is_class, spelled, wra
 
 __all__ = ["Reader"]
 
+_CODE: Final = (FunctionType, ModuleType, *BUILT_IN)
 # Packages whose objects read no annotations of the functions that they hold.
 _INWARD: Final = sys.stdlib_module_names | {"chelate", "numpy", "pandas"}
+
+
+_BIG: Final = 10_000
+_PLAIN: Final = SCALARS.keys() - {bytearray}
+_READ: dict[int, tuple[Any, list[Any], str | None]] = {}
+
+
+def _plain_items(value: Any) -> list[Any] | None:
+    """The items of a big container of numbers and texts; None for anything else."""
+    if type(value) not in (list, tuple, set, frozenset, dict) or len(value) < _BIG:
+        return None
+    items = [*value, *value.values()] if type(value) is dict else list(value)
+    return items if _PLAIN.issuperset(map(type, items)) else None
+
+
+def _remembered(value: Any, items: list[Any]) -> str | None:
+    """The fingerprint of a big container, taken again only when an item is another object."""
+    seen, before, digest = _READ.get(id(value), (None, [], None))
+    if seen is value and len(before) == len(items) and all(map(operator.is_, before, items)):
+        return digest
+    digest = fingerprint(value)
+    if len(_READ) >= 16:
+        _READ.clear()
+    _READ[id(value)] = value, items, digest
+    return digest
 
 
 class Reader:
@@ -36,6 +64,9 @@ class Reader:
     def read(self) -> str | None:
         """The digest of the value with a mark for each piece of code in it, or None."""
         self._library(type(self._value))
+        plain = _plain_items(self._value)
+        if plain is not None:
+            return _remembered(self._value, plain)
         try:
             return to_text(Encoder(encode, self._follow).run(self._value))
         except Unstable as error:
@@ -62,9 +93,8 @@ class Reader:
             if not is_user_class(found):
                 self._library(found)
                 return None
-        elif not isinstance(found, (FunctionType, ModuleType, *BUILT_IN)):
-            if wrapper_parts(found) is None:
-                return None
+        elif not isinstance(found, _CODE) and wrapper_parts(found) is None:
+            return None
         if not unordered:
             mark = f"#{len(self._placed)}"
             self._placed.append(found)

@@ -66,8 +66,8 @@ def shown(name: str, value: Any) -> str:
 def compare_manifests(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str] | None:
     """The code and sentence of the one reason why two functions differ, or None if they do not.
 
-    Codes in the order in which they win: BODY, DEFAULT, CLOSURE, DECORATOR, HELPER, CLASS, GLOBAL,
-    PACKAGE, PYTHON, VERSION, DEPENDS_ON.
+    Codes in the order in which they win: VERSION, DEPENDS_ON, BODY, DEFAULT, CLOSURE, DECORATOR,
+    HELPER, CLASS, GLOBAL, PACKAGE, PYTHON.
     """
     same_tag = old["tag"] == new["tag"]
     before, after = _keyed(old), _keyed(new)
@@ -88,7 +88,7 @@ def compare_manifests(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, st
         changed.setdefault(role, []).append((first, second))
     versioned = old.get("version") != new.get("version")
     if not versioned:
-        for role, code in _ORDER:
+        for role, code in (("depends_on", "DEPENDS_ON"), *_ORDER):
             if role in changed:
                 pairs = sorted(changed[role], key=lambda pair: pair[0] is None or pair[1] is None)
                 return code, _sentence(role, *pairs[0])
@@ -96,8 +96,6 @@ def compare_manifests(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, st
             return "PYTHON", (f"no source to compare; Python {_minor(old)} → {_minor(new)}")
     else:
         return "VERSION", f"version changed: {_stated(old)} → {_stated(new)}"
-    if "depends_on" in changed:
-        return "DEPENDS_ON", _sentence("depends_on", *changed["depends_on"][0])
     for component in new["components"]:
         if component["kind"] == "unstable":
             return _unstable(component)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import re
 import sys
@@ -19,16 +20,19 @@ from types import (
 from typing import Any, Final
 
 from .bytecode import all_codes, code_facts
+from .classes import is_user_class
 from .library import is_library_module, library_place
 from .syntax import syntax_digest
 
 __all__ = [
     "BUILT_IN",
     "electron_function",
-    "innermost",
     "harmless",
+    "hashed",
+    "innermost",
     "is_class",
     "is_installed",
+    "is_patch",
     "maker",
     "role_and_label",
     "spelled",
@@ -51,6 +55,15 @@ BUILT_IN: Final = (
     MethodWrapperType,
     WrapperDescriptorType,
 )
+
+
+def hashed(*texts: str) -> str:
+    """The digest of texts, each with its length."""
+    state = hashlib.blake2b(digest_size=32)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()
 
 
 def electron_function(found: Any) -> Any:
@@ -197,3 +210,11 @@ def spelled(found: Any) -> str:
     if isinstance(inner, FunctionType) and "<" in name:
         name += f" {syntax_digest(inner.__code__) or code_facts(inner.__code__).digest}"
     return name
+
+
+def is_patch(found: Any) -> bool:
+    """Whether what stands in a module of a library is a function or class of the user."""
+    if isinstance(found, FunctionType):
+        made = is_library_module(str(found.__module__))
+        return not made and library_place(found.__code__.co_filename) is None
+    return is_class(found) and is_user_class(found)

@@ -84,8 +84,9 @@ class Readings:
         refer = self._walk.refer
         if kind == "subclasses":
             if isinstance(found, type):
-                for below in sorted(type.__subclasses__(found), key=lambda item: item.__qualname__):
-                    refer(component, "subclass", below)
+                below: list[type] = type.__subclasses__(found)
+                for kind_below in sorted(below, key=lambda item: item.__qualname__):
+                    refer(component, "subclass", kind_below)
         elif kind == "annotations":
             hints = dict(inspect.get_annotations(found))
             refer(component, kind, hints)

@@ -6,11 +6,8 @@ digests and the numbers it refers to; recursion and mutual recursion need nothin
 
 from __future__ import annotations
 
+import builtins
 import functools
-import hashlib
-import importlib
-import importlib.util
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,17 +19,19 @@ from typing import Any, Final
 from chelate.values import File, fingerprint
 from chelate.values.encoding import class_name
 
-from .bytecode import CodeFacts, Import, code_facts
+from .bytecode import code_facts
 from .classes import class_parts, is_user_class
 from .data import Reader
+from .imports import MACHINERY, follow_imports
 from .library import distribution, is_library_module, library_place
 from .manifest import shown
 from .parts import (
     BUILT_IN,
     electron_function,
+    hashed,
     innermost,
     is_class,
-    is_installed,
+    is_patch,
     maker,
     role_and_label,
     wrapper_parts,
@@ -48,14 +47,7 @@ _UNSHARED: Final = frozenset(
 )
 _WALKING: ContextVar[bool] = ContextVar("walking", default=False)
 _MISSING: Final = object()
-_DOTTED: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_LOOKUPS: Final = frozenset({"getattr", "vars", "dir", "__dict__"})
 _WRAPPING: Final = frozenset({"__wrapped__", *functools.WRAPPER_ASSIGNMENTS, "attrname", "func"})
-# What the interpreter puts into a module.
-_MACHINERY: Final = frozenset(
-    """__name__ __file__ __package__ __spec__ __loader__ __builtins__ __path__ __cached__ __debug__
-    __annotations__ __doc__ __conditional_annotations__""".split()
-)
 
 
 @contextmanager
@@ -90,14 +82,6 @@ class Component:
     references: list[tuple[str, int]] = field(default_factory=list)
 
 
-def _hash(*texts: str) -> str:
-    state = hashlib.blake2b(digest_size=32)
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        state.update(len(data).to_bytes(8, "little") + data)
-    return state.hexdigest()
-
-
 class Walk:
     """One walk; :attr:`components` in the order found, the root first.
 
@@ -107,8 +91,8 @@ class Walk:
     def __init__(self, ignore: frozenset[str] = frozenset(), *, declared: bool = False) -> None:
         self.components: list[Component] = []
         self.readings = Readings(self)
-        self._declared = declared
-        self._numbers: dict[object, int] = {}
+        self.declared = declared
+        self.numbers: dict[object, int] = {}
         self._alive: list[Any] = []
         self._waiting: list[tuple[int, Any]] = []
         self._body: Any = None
@@ -142,13 +126,13 @@ class Walk:
         key = id(found)
         # Equal numbers and texts are one object by accident; each use of them stands for itself.
         shared = type(found) not in _UNSHARED
-        known = self._numbers.get(key) if shared else None
+        known = self.numbers.get(key) if shared else None
         if known is not None:
             return known
         if found is self._body:
             role, label = "body", getattr(found, "__name__", label)
         component = Component(role, label, edge)
-        number = self._add(key if shared else ("use", len(self.components)), component)
+        number = self.add(key if shared else ("use", len(self.components)), component)
         self._alive.append(found)
         if number < _LIMIT:
             self._waiting.append((number, found))
@@ -156,9 +140,9 @@ class Walk:
             self.unstable(component, f"the task reaches more than {_LIMIT:,} parts")
         return number
 
-    def _add(self, key: object, component: Component) -> int:
+    def add(self, key: object, component: Component) -> int:
         number = len(self.components)
-        self._numbers[key] = number
+        self.numbers[key] = number
         self.components.append(component)
         return number
 
@@ -182,16 +166,16 @@ class Walk:
         if name == "python":
             return
         key = ("package", name)
-        number = self._numbers.get(key)
+        number = self.numbers.get(key)
         if number is None:
-            digest = _hash("package", name, version)
+            digest = hashed("package", name, version)
             package = Component("package", name, "", "package", digest, digest, version)
-            number = self._add(key, package)
+            number = self.add(key, package)
         owner.references.append(("package", number))
 
     def _leaf(self, component: Component, kind: str, *texts: str) -> None:
         component.kind = kind
-        component.ast = component.code = _hash(kind, *texts)
+        component.ast = component.code = hashed(kind, *texts)
 
     def _examine(self, component: Component, found: Any) -> None:
         kind = type(found)
@@ -239,7 +223,7 @@ class Walk:
         else:
             facts = code_facts(code)
             component.kind, component.ast = "function", syntax_digest(code)
-            component.code = _hash(sys.implementation.cache_tag or "", facts.digest)
+            component.code = hashed(sys.implementation.cache_tag or "", facts.digest)
             self._defaults(component, function)
             self._cells(component, function)
             self._globals(component, function, code)
@@ -281,28 +265,29 @@ class Walk:
         namespace = function.__globals__
         seen: set[str] = set()
         for chain in facts.chains:
-            if chain[0] in namespace and chain[0] not in _MACHINERY:
-                self._chain(component, namespace[chain[0]], chain, seen)
-        for item in facts.imports:
-            self._import(component, item, namespace, facts.names, seen)
+            if chain[0] in namespace and chain[0] not in MACHINERY:
+                self.chain(component, namespace[chain[0]], chain, seen)
+            elif is_patch(vars(builtins).get(chain[0])):
+                self.chain(component, vars(builtins)[chain[0]], chain, seen)
+        follow_imports(self, component, namespace, facts, seen)
         own = sys.modules.get(str(namespace.get("__name__")))
-        if facts.computed and own is not None and vars(own) is namespace:
-            self._chain(component, own, ("globals()",), seen)
-        if not facts.names.isdisjoint(("import_module", "__import__", "modules")) or any(
-            namespace.get(chain[0]) is importlib.import_module for chain in facts.chains
-        ):
-            self._imported_by_text(component, facts, namespace, seen)
+        looked_up = "modules" in facts.attributes and "__name__" in facts.names
+        if (facts.computed or looked_up) and own is not None and vars(own) is namespace:
+            self.chain(component, own, ("globals()",), seen)
 
-    def _chain(
+    def chain(
         self, component: Component, found: Any, chain: tuple[str, ...], seen: set[str]
     ) -> None:
         """Refer to the one object that ``helpers.norm`` names, not to all of ``helpers``."""
         used = 1
         while isinstance(found, ModuleType) and used < len(chain):
             if is_library_module(found.__name__):
-                following = vars(found).get(chain[used], _MISSING)
-                if not _is_patch(found, following):
+                inner: Any = found
+                for name in chain[used:]:
+                    inner = vars(inner).get(name) if isinstance(inner, ModuleType) else inner
+                if not is_patch(inner):
                     break
+                following = vars(found)[chain[used]]
             else:
                 following = getattr(found, chain[used], _MISSING)
                 if following is _MISSING:
@@ -312,67 +297,6 @@ class Walk:
         if edge not in seen:
             seen.add(edge)
             self.refer(component, edge, found)
-
-    def _imported_by_text(
-        self, component: Component, facts: CodeFacts, namespace: dict[str, Any], seen: set[str]
-    ) -> None:
-        """Follow modules whose names stand in the code as texts."""
-        known = False
-        for text in sorted(facts.strings):
-            if text in sys.modules or (_DOTTED.fullmatch(text) and _is_there(text)):
-                known = True
-                self._import(component, Import(text, 0, ()), namespace, facts.names, seen)
-        if not known and not self._declared and facts.names & {"import_module", "__import__"}:
-            why = "the name of a module it imports is computed; state it with depends_on"
-            self.unstable(component, why)
-
-    def _import(
-        self,
-        component: Component,
-        item: Import,
-        namespace: dict[str, Any],
-        names: frozenset[str],
-        seen: set[str],
-    ) -> None:
-        package = (
-            namespace.get("__package__") or str(namespace.get("__name__", "")).rpartition(".")[0]
-        )
-        try:
-            name = importlib.util.resolve_name("." * item.level + item.module, package)
-        except ImportError:
-            return
-        top = name.partition(".")[0]
-        if top in sys.stdlib_module_names:
-            return
-        if is_installed(top):
-            self.package(component, top)
-            return
-        try:
-            module: Any = importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - the user's module may raise anything
-            missing = Component("helper", name, f"import {name}", "opaque", tracked=False)
-            missing.ast = missing.code = _hash("not importable", name, _content(name))
-            missing.text = f"cannot be imported: {error!r:.40}"
-            number = self._numbers.get(("import", name))
-            if number is None:
-                number = self._add(("import", name), missing)
-            component.references.append((f"import {name}", number))
-            return
-        for used in item.names:
-            if not hasattr(module, used) and _is_there(f"{name}.{used}"):
-                importlib.import_module(f"{name}.{used}")
-        wanted = [used for used in (item.names or sorted(names)) if hasattr(module, used)]
-        own = [used for used in wanted if not (used[:2] == "__" == used[-2:])]
-        if not own or "*" in item.names or not names.isdisjoint(_LOOKUPS):
-            self._chain(component, module, (name,), seen)
-        for used in own:
-            self._chain(component, module, (name, used), seen)
-        while not item.names and "." in name:  # the outermost package is what it binds
-            name = name.rpartition(".")[0]
-            above = sys.modules[name]
-            for used in sorted(names & vars(above).keys() - _MACHINERY):
-                if not isinstance(vars(above)[used], ModuleType):
-                    self._chain(component, above, (name, used), seen)
 
     def _class(self, component: Component, kind: type) -> None:
         if not is_user_class(kind):
@@ -396,12 +320,12 @@ class Walk:
         digests = file_digests(file) if file and file.endswith(".py") else None
         if digests is not None:
             component.ast = digests[0]
-            component.code = _hash(sys.implementation.cache_tag or "", digests[1])
+            component.code = hashed(sys.implementation.cache_tag or "", digests[1])
         else:
             content = fingerprint(File(file)) if file else None
             self._leaf(component, "module", name, content or "")
             component.tracked = content is not None
-        for used in sorted(vars(module).keys() - _MACHINERY):
+        for used in sorted(vars(module).keys() - MACHINERY):
             self.refer(component, f"member {used}", vars(module)[used]).lenient = True
 
     def _built_in(self, component: Component, found: Any) -> None:
@@ -425,7 +349,7 @@ class Walk:
             else:
                 self.unstable(component, reader.why)
             return
-        component.ast = component.code = _hash("value", digest)
+        component.ast = component.code = hashed("value", digest)
         if reader.opaque:
             component.tracked, component.text = False, type(found).__qualname__
         component.outside |= reader.outside
@@ -433,29 +357,3 @@ class Walk:
             self.refer(component, edge, part, outside=component.outside)
         for top in sorted(reader.packages):
             self.package(component, top)
-
-
-def _is_patch(module: ModuleType, found: Any) -> bool:
-    """Whether the user has put a function or class into a module of a library."""
-    if isinstance(found, FunctionType):
-        return library_place(found.__code__.co_filename) is None and not is_library_module(
-            str(found.__module__)
-        )
-    return is_class(found) and is_user_class(found)
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _content(name: str) -> str:
-    """The digest of a module's file that cannot be imported."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except Exception:  # noqa: BLE001 - the user's package may raise anything
-        return ""
-    origin = spec.origin if spec is not None else None
-    return (fingerprint(File(origin)) if origin else None) or ""

@@ -24,18 +24,24 @@ __all__ = ["main"]
 MARK = b"\x1e\x1echelate 1\x1e\n"  # as in wire.py
 CHUNK = 256 * 1024
 CLAIMED = 5.0  # seconds to wait for a claim
-CHECK = (
-    "import json, sys\n"
-    "from importlib.util import find_spec\n"
-    "print('\\x1e' + json.dumps({'python': '%d.%d.%d' % sys.version_info[:3], "
-    "'executable': sys.executable, 'cloudpickle': find_spec('cloudpickle') is not None}))\n"
-)
+CHECK = """\
+import json, sys
+try:
+    from importlib.util import find_spec
+    found = find_spec("cloudpickle") is not None
+except ImportError:
+    found = False
+text = json.dumps({"python": "%d.%d.%d" % sys.version_info[:3], "executable": sys.executable,
+                   "cloudpickle": found})
+sys.stdout.write("\\x1e" + text + "\\n")
+"""  # for any Python
+KINDS = {errno.ENOSPC: "DISK_FULL", errno.EDQUOT: "QUOTA", errno.EFBIG: "QUOTA"}
 TOOLS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def main(arguments: "list[str]") -> int:
     """``VERB``; or ``supervise FOLDER [NATIVE [RUN]]`` and ``child FOLDER RUN INDICES``."""
-    os.umask(0o077)
+    supervisor.Supervisor.umask = os.umask(0o077)
     verb = arguments[0]
     if verb == "supervise":
         folder = os.path.realpath(arguments[1])
@@ -66,7 +72,7 @@ def main(arguments: "list[str]") -> int:
     except files.Refusal as error:
         answer = {"error": error.kind, "message": str(error)}
     except OSError as error:
-        kind = {errno.ENOSPC: "DISK_FULL", errno.EDQUOT: "QUOTA"}.get(error.errno or 0, "SYSTEM")
+        kind = KINDS.get(error.errno or 0, "SYSTEM")
         text = {
             "DISK_FULL": "the disk is full ({}); make room there, or name another root=.",
             "QUOTA": "the quota is used up ({}); make room there, or name another root=.",

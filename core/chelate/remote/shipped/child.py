@@ -129,7 +129,7 @@ class _Child:
         if header["ok"]:
             target = files.blob_path(self.root, header["digest"])
             try:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
                 if "path" in header:
                     size = os.path.getsize(header["path"])
                     _settle_file(header["path"], target)

@@ -141,6 +141,7 @@ def sweep(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     for name in os.listdir(os.path.join(root, "jobs")):
         folder = os.path.join(root, "jobs", name)
         if re.match(r"[0-9a-f]{40}\Z", name) and os.path.getmtime(folder) < before:
+            forbid(root, name)  # what was never started will not be
             removed += _remove(root, name)
     for prefix in os.listdir(os.path.join(root, "cas")):
         for name in os.listdir(os.path.join(root, "cas", prefix)):

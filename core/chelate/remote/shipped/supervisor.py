@@ -42,6 +42,8 @@ class Supervisor:
         run: how often the backend has restarted the job.
     """
 
+    umask = 0o022  # what users have; files of the protocol are for nobody else
+
     def __init__(self, tools: str, folder: str, native: str, run: int) -> None:
         self.tools = tools
         self.folder = folder
@@ -85,6 +87,8 @@ class Supervisor:
         finally:
             processes.end(self.id, os.getpid())
             self.reap()
+        if self.interrupted():
+            return 128 + self.signalled
         count = len(spec["tasks"])
         self.patiently(lambda: files.write_done(self.root, self.folder, self.key, self.run, count))
         return 0
@@ -107,7 +111,7 @@ class Supervisor:
     def tasks(self) -> None:
         """Start the child until every task has a record; a task that kills it is passed over."""
         count = len(self.spec["tasks"])
-        while True:
+        while not self.interrupted():
             for index in range(count):
                 if self.why or os.path.exists(self.control("cancel.{}".format(index))):
                     self.record(index, *self.stopped())
@@ -169,19 +173,28 @@ class Supervisor:
         script = files.blob_path(self.root, spec["script"])
         indices = ",".join(map(str, left))
         command = [*spec["shell"], script, "run", self.tools, "child", self.folder]
-        command += [str(self.run), indices]
+        self.begin([*command, str(self.run), indices], environment)
+
+    def begin(self, command: "list[str]", environment: "dict[str, str]") -> None:
+        """Start a command of the user's in a session of its own."""
+        out, err = (open(self.path("script." + name), "ab") for name in ("out", "err"))
+        home = self.home()
+        os.umask(self.umask)
+        try:
+            with out, err:
+                self.child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    env=environment,
+                    cwd=home,
+                    start_new_session=True,
+                )
+        finally:
+            os.umask(0o077)
         self.status = None
         self.usage = None
-        with open(self.path("script.out"), "ab") as out, open(self.path("script.err"), "ab") as err:
-            self.child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=environment,
-                cwd=self.home(),
-                start_new_session=True,
-            )
 
     def home(self) -> str:
         """The folder that the job script starts in."""
@@ -243,6 +256,14 @@ class Supervisor:
         elif self.signalled and not self.why:
             self.why = "CANCELLED_BY_BACKEND"
         return bool(self.why)
+
+    def interrupted(self) -> bool:
+        """Whether a scheduler ended its job: it alone knows why, and may start the job again."""
+        return (
+            self.why == "CANCELLED_BY_BACKEND"
+            and self.native != self.id
+            and self.signalled != signal.SIGUSR2
+        )
 
     def stopped(self) -> "tuple[str, str]":
         if self.why == "CANCELLED_BY_BACKEND":
@@ -308,7 +329,7 @@ class Supervisor:
 
     def record(self, index: int, reason: str, error: str) -> None:
         """Write how a task ended that could not say so itself; the first record stays."""
-        if self.has_record(index):
+        if self.has_record(index) or self.interrupted():
             return
         current, started = self.current()
         usage = None
@@ -361,12 +382,11 @@ class Supervisor:
         environment.update(spec["variables"])
         environment[processes.MARK] = self.id
         command = [*spec["shell"], files.blob_path(self.root, spec["script"]), "post"]
-        with open(self.path("script.out"), "ab") as out, open(self.path("script.err"), "ab") as err:
-            self.child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment,
-                cwd=self.home(), start_new_session=True,
-            )  # fmt: skip
-        self.status = None
+        try:
+            self.begin(command, environment)
+        except OSError as error:
+            self.note("postrun cannot be started: {}.".format(error))
+            return
         deadline = time.monotonic() + POSTRUN
         while self.status is None and time.monotonic() < deadline:
             self.wait()

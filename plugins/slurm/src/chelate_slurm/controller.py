@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Sequence
 
 from chelate.api import ConfigError, TransientError
@@ -32,6 +33,7 @@ done
 [ -z "$conf" ] || set -- "SLURM_CONF=$conf" "$@"
 exec env -i PATH="${path:+$path:}$PATH" "$@"
 """
+_ID = re.compile(r"\d+(_\d+)?")
 _QUERY = 45.0  # seconds for a question, and for a submission below
 _SUBMIT = 90.0
 
@@ -94,7 +96,9 @@ class Controller:
 
     async def queue(self, ids: Collection[str]) -> dict[str, Row]:
         """What the controller knows of these jobs (whole arrays count once), ended ones too."""
-        bases = sorted({number.partition("_")[0] for number in ids}, key=int)
+        bases = _bases(ids)
+        if not bases:
+            return {}
         # One unknown job alone is an error, among several it is just left out.
         wanted = ",".join([*bases, bases[0]])
         return await self._rows(f"--jobs={wanted}")
@@ -109,7 +113,9 @@ class Controller:
 
     async def accounting(self, ids: Collection[str]) -> dict[str, Row]:
         """What the accounting knows of these jobs."""
-        bases = sorted({number.partition("_")[0] for number in ids}, key=int)
+        bases = _bases(ids)
+        if not bases:
+            return {}
         options = ["-n", "-P", "-X", "-S", "now-30days", "-o", ACCOUNTING]
         wanted = ",".join(bases)
         return parse_accounting(await self.ask("sacct", *self._clusters, "-j", wanted, *options))
@@ -129,9 +135,17 @@ class Controller:
         ``gentle`` sends SIGTERM to every process of running jobs; otherwise Slurm takes pending
         jobs out of the queue and ends running ones for good.
         """
+        ids = [number for number in ids if _ID.fullmatch(number)]
+        if not ids:
+            return
         how = ["--full", "--signal=TERM"] if gentle else []
         done = await self.call("scancel", *self._clusters, *how, *ids)
         words = done.stderr.decode(errors="replace").strip()
         over = ("Invalid job id", "already completing", "already completed", "not running")
         if done.exit_status != 0 and not any(word in words for word in over):
             raise TransientError(f"scancel on {self.transport.host} failed: {words[-1000:]}")
+
+
+def _bases(ids: Collection[str]) -> list[str]:
+    """Ids of jobs and of whole arrays; what is no id of Slurm's is left out."""
+    return sorted({number.partition("_")[0] for number in ids if _ID.fullmatch(number)}, key=int)

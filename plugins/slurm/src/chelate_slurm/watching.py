@@ -122,6 +122,8 @@ class Watcher:
             covered.add(handle.key)
             row = rows.get(number)
             if row is not None and row.state in ENDED:
+                if not sight.known:
+                    continue  # its folder is gone: released, or removed by somebody
                 if self._is_over(handle, row):
                     ended.append((handle, row, sight))
                 else:

@@ -28,6 +28,7 @@ __all__ = ["Connection"]
 
 _UNANSWERED = 3  # questions without an answer until a connection counts as cut
 _FIRST_WAIT, _LAST_WAIT = 0.5, 10.0  # seconds between attempts to reach a host
+_SHORT = 1.0  # seconds of such a wait that a command waits itself
 _FIRST_PAUSE, _LAST_PAUSE = 60.0, 3600.0  # seconds between logins that were refused
 
 
@@ -64,7 +65,7 @@ class Connection:
         self.target = target
         self.gate = ChannelGate(target.max_channels)
         self.where = str(target)
-        self.users = 0
+        self.users: set[object] = set()
         self.opened = 0  # how many times a connection came about
         self._other = other
         self._via: Connection | None = None  # the jump host that is waited for
@@ -84,10 +85,12 @@ class Connection:
         if self._ssh is not None and not self._ssh.is_closed():
             return self._ssh
         if self._opening is None:
-            pause = self._pause
+            pause, rest = self._pause, 0.0
             if pause is not None and pause.lasts(self._stamp):
-                raise pause.again()
-            self._opening = asyncio.ensure_future(self._attempt())
+                rest = pause.until - time.monotonic()
+                if pause.stamp is not None or rest > _SHORT:
+                    raise pause.again()
+            self._opening = asyncio.ensure_future(self._attempt(rest))
             self._opening.add_done_callback(self._opened)
         # Whoever gives up waiting leaves the attempt to the others.
         return await asyncio.shield(self._opening)
@@ -116,8 +119,9 @@ class Connection:
         if not task.cancelled():
             task.exception()  # whoever waited has seen it
 
-    async def _attempt(self) -> asyncssh.SSHClientConnection:
+    async def _attempt(self, rest: float) -> asyncssh.SSHClientConnection:
         try:
+            await asyncio.sleep(rest)
             self._ssh = await self._open()
         except UnreachableError as error:
             self._hold_off(error, _FIRST_WAIT, _LAST_WAIT, None)

@@ -1,25 +1,25 @@
 """The one place in a process where SSH connections live: a thread with an event loop.
 
-Executors live in lanes, each with a loop of its own; connections are bound to one loop. Here all
-of them share the connections, counted by who uses them: the thread starts with the first user
-and ends with the last.
+Executors live in lanes, each with a loop of its own, and a connection is bound to one loop. Here
+all of them share the connections. The thread starts with the first user and ends with the last.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from chelate.remote import UnreachableError
 from chelate_ssh.target import Target
 
 if TYPE_CHECKING:
     from chelate_ssh.connection import Connection
 
-__all__ = ["Hub", "hub"]
+__all__ = ["Hub", "enter"]
 
 _Anything = TypeVar("_Anything")
 
@@ -28,63 +28,55 @@ class Hub:
     """Connections by target. Methods are called from any thread unless they say otherwise."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self.users = 0
+        self._loop = asyncio.new_event_loop()
         self._connections: dict[Target, Connection] = {}
-
-    def enter(self) -> None:
-        """Begin to use the hub."""
-        with self._lock:
-            self._users += 1
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._live, args=(self._loop,), name="chelate-ssh", daemon=True
-                )
-                self._thread.start()
+        threading.Thread(target=self._live, name="chelate-ssh", daemon=True).start()
 
     def leave(self) -> None:
-        """Stop using the hub; with the last user its thread ends."""
-        with self._lock:
-            self._users -= 1
-            if self._users or self._loop is None:
+        """Stop using the hub; with the last user its thread and its connections end."""
+        with _lock:
+            self.users -= 1
+            if self.users:
                 return
-            loop, self._loop = self._loop, None
-        loop.call_soon_threadsafe(loop.stop)
+            if _hubs.get(os.getpid()) is self:
+                del _hubs[os.getpid()]
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
-    @staticmethod
-    def _live(loop: asyncio.AbstractEventLoop) -> None:
+    def _live(self) -> None:
         try:
-            loop.run_forever()
-            loop.run_until_complete(_end_all())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._end())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
         finally:
-            loop.close()
+            self._loop.close()
+
+    async def _end(self) -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        for connection in self._connections.values():
+            await connection.close()
 
     async def do(self, work: Coroutine[Any, Any, _Anything]) -> _Anything:
         """Run a coroutine in the hub's loop and wait for it; a cancel reaches it.
 
         Raises:
-            RuntimeError: nobody has entered the hub.
+            UnreachableError: the last user has left the hub.
         """
-        future = self.post(work)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:
+            work.close()
+            raise UnreachableError("The SSH connections of this process are closed.") from error
         return await asyncio.wrap_future(future)
 
-    def post(self, work: Coroutine[Any, Any, _Anything]) -> concurrent.futures.Future[_Anything]:
-        """Run a coroutine in the hub's loop."""
-        if self._loop is None:
-            work.close()
-            raise RuntimeError("The SSH connections of this process are closed.")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function in the hub's loop, soon; nothing happens when the hub is closed."""
-        with self._lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(function)
+        """Call a function in the hub's loop, soon; when that has ended, there is no need to."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function)
 
     # -- in the hub's loop --------------------------------------------------------------------
 
@@ -97,18 +89,21 @@ class Hub:
             known = self._connections[target] = Connection(target, self.connection)
         return known
 
-    async def take(self, target: Target) -> Connection:
-        """Count one more user of a connection."""
+    async def take(self, target: Target, user: object) -> Connection:
+        """Note who uses a connection."""
         connection = self.connection(target)
-        connection.users += 1
+        connection.users.add(user)
         return connection
 
-    async def give(self, connection: Connection) -> None:
-        """Count one less; a connection without users is closed, and jump hosts with the last."""
-        connection.users -= 1
+    async def give(self, target: Target, user: object) -> None:
+        """Forget a user; a connection without any is closed, jump hosts with the last one."""
+        connection = self._connections.get(target)
+        if connection is None:
+            return
+        connection.users.discard(user)
         if connection.users:
             return
-        self._connections.pop(connection.target, None)
+        del self._connections[target]
         await connection.close()
         if not any(other.users for other in self._connections.values()):
             rest = list(self._connections.values())
@@ -117,18 +112,17 @@ class Hub:
                 await other.close()
 
 
-async def _end_all() -> None:
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-        task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)
-
-
+# By process: threads and sockets do not survive a fork.
 _hubs: dict[int, Hub] = {}
-_hubs_lock = threading.Lock()
+_lock = threading.Lock()
 
 
-def hub() -> Hub:
-    """This process's hub: threads and sockets do not survive a fork."""
-    with _hubs_lock:
-        return _hubs.setdefault(os.getpid(), Hub())
+def enter() -> Hub:
+    """Begin to use this process's hub, until :meth:`Hub.leave`."""
+    with _lock:
+        hub = _hubs.get(os.getpid())
+        if hub is None:
+            _hubs.clear()
+            hub = _hubs[os.getpid()] = Hub()
+        hub.users += 1
+        return hub

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chelate.api import ExecutorError, TransientError
 from chelate.remote import Completed, Transport, UnreachableError
-from chelate_ssh.hub import Hub, hub
+from chelate_ssh.hub import Hub, enter
 from chelate_ssh.target import Target
 
 if TYPE_CHECKING:
@@ -31,43 +31,34 @@ class SSHTransport(Transport):
         self.host = target.host if target.port is None else f"{target.host}:{target.port}"
         self._hub: Hub | None = None
         self._connection: Connection | None = None
-        self._taking: asyncio.Lock | None = None
 
     async def open(self) -> None:
         """Connect, unless connected. Raises as every method of a transport does."""
-        connection = await self._taken()
-        assert self._hub is not None
-        await self._hub.do(connection.ready())
+        there, connection = await self._taken()
+        await there.do(connection.ready())
 
     async def close(self) -> None:
         """Let go of the connection; the last one to do so closes it."""
-        there, connection = self._hub, self._connection
-        self._hub = self._connection = None
+        there, self._hub, self._connection = self._hub, None, None
         if there is not None:
             try:
-                if connection is not None:
-                    await there.do(there.give(connection))
+                await there.do(there.give(self.target, self))
             finally:
                 there.leave()
 
-    async def _taken(self) -> Connection:
-        if self._taking is None:  # made in the loop that uses it
-            self._taking = asyncio.Lock()
-        async with self._taking:
-            if self._connection is None:
-                if self._hub is None:
-                    self._hub = hub()
-                    self._hub.enter()
-                self._connection = await self._hub.do(self._hub.take(self.target))
-        return self._connection
+    async def _taken(self) -> tuple[Hub, Connection]:
+        if self._hub is None:
+            self._hub = enter()
+        there = self._hub
+        if self._connection is None:
+            self._connection = await there.do(there.take(self.target, self))
+        return there, self._connection
 
     async def _session(self, argv: Sequence[str]) -> tuple[Hub, Session]:
         from chelate_ssh.session import Session
 
-        connection = await self._taken()
-        if self._hub is None:
-            raise UnreachableError(f"The connection to {self.host} was closed here.")
-        return self._hub, Session(connection, argv)
+        there, connection = await self._taken()
+        return there, Session(connection, argv)
 
     async def run(
         self,

@@ -1,0 +1,73 @@
+"""Jobs of this store that nobody waits for: listed now and then, and ended."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from chelate.contracts.executor import JobHandle
+from chelate.errors import PluginContractError
+from chelate.kernel.keys import split_key
+from chelate.kernel.lane_calls import LaneCalls
+from chelate.kernel.lane_checks import checked_handle
+from chelate.kernel.lane_report import LaneReport, sentence
+
+__all__ = ["Strays"]
+
+_LOG = logging.getLogger("chelate.lanes")
+_EVERY = 60.0  # seconds
+
+
+class Strays:
+    """Lists the jobs of a store when the lane opens and every minute; the engine says which of
+    them belong to no live attempt.
+
+    Args:
+        calls: the way to the executor.
+        store: the store's id, with which its jobs are marked.
+    """
+
+    def __init__(self, calls: LaneCalls, store: str) -> None:
+        self._calls = calls
+        self._store = store
+        self._due = 0.0
+        self._found: list[JobHandle] = []
+        self._tries: Counter[str] = Counter()
+
+    async def part(self) -> None:
+        """One listing, or what came of one."""
+        calls = self._calls
+        handles, self._found = self._found, []
+        for force in (False, True):
+            await self._ask([h for h in handles if (self._tries[h.native_id] > 0) is force], force)
+        self._tries.update(handle.native_id for handle in handles)
+        now = calls.now()
+        if now < self._due:
+            await calls.pause(self._due - now)
+            return
+        self._due = now + _EVERY
+        listed = await calls.timed("list_jobs", lambda: calls.executor.list_jobs(self._store))
+        if not isinstance(listed, Sequence):
+            raise PluginContractError(f"list_jobs() returned {listed!r:.200}, not a list.")
+        for handle in listed:
+            checked_handle(handle, getattr(handle, "key", ""))
+            for key in handle.tasks or (handle.key,):
+                split_key(key)
+        if listed:
+            calls.report(LaneReport(calls.name, listed=list(listed)))
+
+    def stop(self, handles: Sequence[JobHandle]) -> None:
+        """Ask these to stop; those that come again, without mercy."""
+        self._found += handles
+        self._calls.wake()
+
+    async def _ask(self, handles: list[JobHandle], force: bool) -> None:
+        calls = self._calls
+        if not handles:
+            return
+        try:
+            await calls.timed("cancel", lambda: calls.executor.cancel(handles, force=force))
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            text = "Executor %s: jobs that belong to no task go on: %s"
+            _LOG.warning(text, calls.name, sentence(error))

@@ -1,0 +1,449 @@
+"""Workflows on a real cluster: results, reasons, outages, arrays, cancels, a dying kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.services.slurm import SlurmCluster
+
+import chelate as ct
+
+pytestmark = pytest.mark.usefixtures("home")
+
+NO_RETRY = ct.Retry(infrastructure=0)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return found
+
+
+def nodes_of(result: Any) -> dict[str, dict[str, Any]]:
+    """Node results by task name."""
+    found = [result.get_node_result(index) for index in range(len(result.get_all_node_results()))]
+    return {node["node_name"]: node for node in found}
+
+
+def note(path: str, word: object) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{word}\n")
+
+
+@ct.electron(executor="slurm")
+def noted(path, word, seconds=0.0):
+    note(path, word)
+    time.sleep(seconds)
+    return word
+
+
+@ct.electron(executor="slurm")
+def held(go, path, word):
+    note(path, word)
+    while not os.path.exists(go):  # noqa: PTH110 - runs on the node
+        time.sleep(0.1)
+    return word
+
+
+# -- the workflows of the guides ------------------------------------------------------------------
+
+
+@ct.electron
+def task_0(a):
+    return a
+
+
+@ct.electron
+def task_1(a, b):
+    return a + b
+
+
+@ct.electron
+def task_2(a, b):
+    return a / b
+
+
+@ct.electron
+def task_2_redefined(a, b):
+    return a * b
+
+
+@ct.electron(executor="local")
+def here(a):
+    return a, "SLURM_JOB_ID" in os.environ
+
+
+@ct.electron(executor="slurm")
+def there(a):
+    return a, "SLURM_JOB_ID" in os.environ
+
+
+@ct.lattice(executor="slurm")
+def workflow(a, b):
+    return task_2(task_1(task_0(a), b), b)
+
+
+@ct.lattice
+def mixed(a):
+    return here(there(here(a)))
+
+
+def test_the_guides_workflows_run_unchanged():
+    mixed_id = ct.dispatch(mixed)(1)
+    dispatch_id = ct.dispatch(workflow)(1, 2)
+    result = ct.get_result(dispatch_id, wait=True)
+    assert (str(result.status), result.result) == ("COMPLETED", 1.5)
+    redispatch_id = ct.redispatch(
+        dispatch_id, replace_electrons={"task_2": task_2_redefined}, reuse_previous_results=True
+    )()
+    result = ct.get_result(redispatch_id, wait=True)
+    assert (str(result.status), result.result) == ("COMPLETED", 6)
+    for node in (0, 2):
+        again = result.get_node_result(node)
+        assert again["start_time"] == again["end_time"]
+    assert ct.get_result(mixed_id, wait=True).result == (((1, False), True), False)
+
+
+# -- why a job ended ------------------------------------------------------------------------------
+
+
+def sleeper(name: str, executor: Any, **more: Any) -> Any:
+    """A task that runs until it is ended."""
+
+    def nap(folder):
+        Path(folder, name).touch()
+        time.sleep(600)
+
+    return ct.electron(executor=executor, retries=NO_RETRY, name=name, **more)(nap)
+
+
+def test_every_end_has_its_reason(make_executor, cluster: SlurmCluster, tmp_path: Path):
+    def eat(folder):
+        Path(folder, "oom").touch()
+        data = bytearray(600 << 20)
+        time.sleep(600)
+        return len(data)
+
+    lost = sleeper("node_fail", make_executor(nodelist="n2"))
+    limit = sleeper("timeout", make_executor(time=1, nodelist="n1"))
+    gone = sleeper("scancel", make_executor(nodelist="n1"))
+    moved = sleeper("preempted", make_executor(partition="low", nodelist="n1", cpus_per_task=20))
+    urgent = ct.electron(executor=make_executor(nodelist="n1", cpus_per_task=26))(lambda: 1)
+    prerun = ct.electron(
+        executor=make_executor(prerun="echo no licence >&2; exit 3"), name="prerun"
+    )(lambda: 1)
+    python = ct.electron(executor=make_executor(python="/nowhere/python3"), name="python")(
+        lambda: 1
+    )
+    oom = ct.electron(executor="slurm", resources=ct.Resources(mem="200M"), retries=NO_RETRY,
+                      name="oom")(eat)  # fmt: skip
+
+    @ct.lattice
+    def ends(folder):
+        for task in (lost, limit, gone, moved, oom):
+            task(folder)
+        prerun()
+        python()
+
+    @ct.lattice
+    def urgently():
+        return urgent()
+
+    dispatch_id = ct.dispatch(ends)(str(tmp_path))
+
+    def handle_of(name: str) -> str:
+        node = nodes_of(ct.get_result(dispatch_id))[name]
+        return node["job_handle"]["native_id"] if node["job_handle"] else ""
+
+    names = ("node_fail", "timeout", "scancel", "preempted", "oom")
+    wait_until(lambda: all((tmp_path / name).exists() for name in names))
+    wait_until(lambda: all(handle_of(name) for name in names))
+    # Slurm looks at limits twice a minute; the job's own end is moved to now.
+    cluster.run("scontrol", "update", f"job={handle_of('timeout')}", "EndTime=now+1")
+    cluster.run("scancel", handle_of("scancel"))
+    cluster.run("scontrol", "update", "node=n2", "state=down", "reason=test")
+    try:
+        assert ct.get_result(ct.dispatch(urgently)(), wait=True).result == 1
+        result = ct.get_result(dispatch_id, wait=True)
+    finally:
+        cluster.run("scontrol", "update", "node=n2", "state=resume")
+        cluster.wait_for_nodes()
+    found = nodes_of(result)
+    assert {name: node["reason"] for name, node in found.items() if node["reason"]} == {
+        "node_fail": "NODE_FAIL",
+        "timeout": "TIMEOUT",
+        "scancel": "CANCELLED_BY_BACKEND",
+        "preempted": "PREEMPTED",
+        "oom": "OOM",
+        "prerun": "PRERUN",
+        "python": "ENV_MISSING",
+    }
+    assert "no licence" in found["prerun"]["error"]
+    assert "/nowhere/python3" in found["python"]["error"]
+    assert "n2" in found["node_fail"]["error"]
+    assert "DUE TO TIME LIMIT" in found["timeout"]["error"]
+
+
+def test_a_requeued_job_runs_again_and_its_result_counts(
+    make_executor, cluster: SlurmCluster, tmp_path: Path
+):
+    again = ct.electron(executor=make_executor(requeue=True))(held.function)
+
+    @ct.lattice
+    def requeued(go, path):
+        return again(go, path, "run")
+
+    ledger, go = tmp_path / "ledger", tmp_path / "go"
+    dispatch_id = ct.dispatch(requeued)(str(go), str(ledger))
+    wait_until(ledger.exists)
+    handle = wait_until(lambda: ct.get_result(dispatch_id).get_node_result(0)["job_handle"])
+    cluster.run("scontrol", "requeue", handle["native_id"])
+    wait_until(lambda: ledger.read_text() == "run\nrun\n")
+    go.touch()
+    result = ct.get_result(dispatch_id, wait=True)
+    assert result.result == "run"
+    node = result.get_node_result(0)
+    assert node["attempts"] == 1  # Slurm's doing, not another attempt of ours
+    assert node["job_handle"]["native_id"] == handle["native_id"]
+
+
+# -- how little Slurm is asked ---------------------------------------------------------------------
+
+
+@ct.lattice(executor="slurm")
+def many(path, count, seconds):
+    return [noted(path, word, seconds) for word in range(count)]
+
+
+def check_many(cluster: SlurmCluster, options: dict[str, Any], path: Path, count: int) -> None:
+    interval = 1.0
+    ct.configure(executors={"slurm": {**options, "poll_min": interval, "poll_max": interval}})
+    cluster.forget_calls()
+    began = time.monotonic()
+    result = ct.get_result(ct.dispatch(many)(str(path), count, 1.0), wait=True)
+    lasted = time.monotonic() - began
+    assert result.result == list(range(count)), result.error
+    calls = cluster.calls()
+    assert calls["squeue"] <= lasted / interval + 2
+    assert calls["sacct"] == 0
+    assert calls["sbatch"] <= count / 1000 + 2
+    assert sorted(map(int, path.read_text().split())) == list(range(count))
+
+
+def test_one_squeue_per_interval_for_all_jobs(cluster, options, tmp_path):
+    check_many(cluster, options, tmp_path / "ledger", 40)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(3000)
+def test_one_squeue_per_interval_for_a_thousand_jobs(cluster, options, tmp_path):
+    check_many(cluster, options, tmp_path / "ledger", 1000)
+
+
+@ct.lattice
+def waiting(path, count):
+    return [noted(path, word) for word in range(count)]
+
+
+def check_array(
+    cluster: SlurmCluster, options: dict[str, Any], path: Path, count: int, least: int
+) -> None:
+    """All go out with few calls and wait; all are cancelled with few calls."""
+    ct.configure(executors={"slurm": {**options, "partition": "closed"}})
+    dispatch_id = ct.dispatch(waiting)(str(path), count)
+    wait_until(lambda: len(cluster.active()) == count, 600)
+    assert cluster.calls()["sbatch"] <= least
+    cluster.forget_calls()
+    ct.cancel(dispatch_id)
+    assert str(ct.get_result(dispatch_id, wait=True).status) == "CANCELLED"
+    assert not cluster.active()
+    assert cluster.calls()["scancel"] <= 3 + count // 1000
+    assert not path.exists()
+
+
+def test_equal_tasks_go_out_as_an_array(cluster, options, tmp_path):
+    check_array(cluster, options, tmp_path / "ledger", 300, 2)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(3000)
+def test_five_thousand_equal_tasks_go_out_as_arrays(cluster, options, tmp_path):
+    check_array(cluster, options, tmp_path / "ledger", 5000, 6)
+
+
+# -- cancelling ------------------------------------------------------------------------------------
+
+
+@ct.lattice
+def crowd(go, path, count):
+    return [held(go, path, word) for word in range(count)]
+
+
+def check_cancel(cluster: SlurmCluster, options: dict[str, Any], folder: Path, count: int) -> None:
+    """Half of an array is cancelled, running and pending ones; the other half goes on."""
+    more = {"cpus_per_task": 8, "array_throttle": max(4, count // 10)}
+    ct.configure(executors={"slurm": {**options, **more}})
+    go, ledger = folder / "go", folder / "ledger"
+    dispatch_id = ct.dispatch(crowd)(str(go), str(ledger), count)
+    wait_until(lambda: ledger.exists() and len(ledger.read_text().split()) >= 4)
+    wait_until(lambda: len(cluster.active()) == count)
+    result = ct.get_result(dispatch_id)
+    ids = [index for index, node in enumerate(result.get_all_node_results())
+           if node["node_name"] == "held"]  # fmt: skip
+    cluster.forget_calls()
+    ct.cancel(dispatch_id, task_ids=ids[::2])
+    wait_until(lambda: len(cluster.active()) == count - len(ids[::2]))
+    assert cluster.calls()["scancel"] <= 3
+    go.touch()
+    result = ct.get_result(dispatch_id, wait=True)
+    statuses = Counter(str(result.get_node_result(index)["status"]) for index in ids)
+    assert statuses == {"CANCELLED": len(ids[::2]), "COMPLETED": len(ids[1::2])}
+
+
+def test_a_cancel_ends_elements_and_leaves_their_siblings(cluster, options, tmp_path):
+    check_cancel(cluster, options, tmp_path, 12)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(1200)
+def test_a_cancel_of_a_hundred_jobs(cluster, options, tmp_path):
+    check_cancel(cluster, options, tmp_path, 200)
+
+
+# -- outages ---------------------------------------------------------------------------------------
+
+
+@ct.lattice
+def different(path, count):
+    return [
+        ct.electron(noted, resources=ct.Resources(mem=100 + word))(path, word)
+        for word in range(count)
+    ]
+
+
+def check_frozen(cluster: SlurmCluster, folder: Path, count: int, seconds: float) -> None:
+    ledger = folder / "ledger"
+    first = ct.dispatch(different)(str(folder / "first"), 1)
+    assert ct.get_result(first, wait=True).result == [0]
+    cluster.freeze()
+    began = time.monotonic()
+    ids = [ct.dispatch(waiting)(str(ledger), count // 2), ct.dispatch(different)(str(ledger), 3)]
+    wait_until(lambda: time.monotonic() - began > seconds, seconds + 5)
+    cluster.thaw()
+    for dispatch_id in ids:
+        result = ct.get_result(dispatch_id, wait=True)
+        assert str(result.status) == "COMPLETED", result.error
+    words = Counter(ledger.read_text().split())
+    assert sum(words.values()) == count // 2 + 3
+    wait_until(lambda: not cluster.active())
+    assert Counter(ledger.read_text().split()) == words
+
+
+def test_a_frozen_controller_makes_no_copies(cluster, tmp_path):
+    check_frozen(cluster, tmp_path, 6, 12.0)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(1200)
+def test_a_controller_frozen_for_a_minute_around_a_hundred_jobs(cluster, tmp_path):
+    check_frozen(cluster, tmp_path, 200, 60.0)
+
+
+def test_a_kernel_that_is_killed_finds_its_jobs_again(cluster, options, home, tmp_path):
+    go, ledger = tmp_path / "go", tmp_path / "ledger"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\nimport chelate as ct\n"
+        "@ct.electron(executor='slurm')\n"
+        "def held(go, path, word):\n"
+        "    open(path, 'a').write(f'{word}\\n')\n"
+        "    while not os.path.exists(go):\n        time.sleep(0.1)\n    return word\n"
+        "@ct.lattice\n"
+        "def crowd(go, path):\n    return [held(go, path, word) for word in range(4)]\n"
+        "if __name__ == '__main__':\n"
+        "    print(ct.dispatch(crowd)(*sys.argv[1:]), flush=True)\n    time.sleep(600)\n"
+    )
+    told = {"CHELATE_EXECUTORS": json.dumps({"slurm": options}), "CHELATE_HOME": str(home)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(go), str(ledger)], env={**os.environ, **told},
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        dispatch_id = process.stdout.readline().strip()
+        wait_until(lambda: ledger.exists() and len(ledger.read_text().split()) == 4)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    go.touch()
+    result = ct.get_result(dispatch_id, wait=True)
+    assert result.result == [0, 1, 2, 3]
+    assert sorted(ledger.read_text().split()) == ["0", "1", "2", "3"]
+    assert cluster.calls()["sbatch"] == 1
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def refusal(executor: Any, **more: Any) -> dict[str, Any]:
+    task = ct.electron(executor=executor, **more)(lambda: 1)
+
+    @ct.lattice
+    def one():
+        return task()
+
+    result = ct.get_result(ct.dispatch(one)(), wait=True)
+    assert str(result.status) == "FAILED"
+    return result.get_node_result(0)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "words"),
+    [
+        ({"partition": "nowhere"}, "INVALID_SPEC", "invalid partition specified: nowhere"),
+        ({"mem": "900G"}, "UNSCHEDULABLE", "Memory specification can not be satisfied"),
+        ({"constraint": "warp"}, "INVALID_SPEC", "Invalid feature specification"),
+        ({"options": {"bogus": "x"}}, "INVALID_SPEC", "unrecognized option '--bogus=x'"),
+        ({"nodes": 99}, "UNSCHEDULABLE", "it asks for more than the partition has"),
+        ({"time": "30-0"}, "UNSCHEDULABLE", "more time than the partition allows"),
+        ({"python": "/usr/bin/env"}, "ENV_MISSING", ""),
+        ({"prerun": "false"}, "PRERUN", "The prerun"),
+        ({"slurm_bin": "/nowhere", "poll_min": 0.2}, "PLUGIN", "slurm_bin="),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_says_why(make_executor, more, reason, words, monkeypatch):
+    if "slurm_bin" in more:
+        # The real programs may be on the path of this machine.
+        monkeypatch.setenv("PATH", "/usr/local/nothing")
+    node = refusal(make_executor(**more))
+    assert (node["reason"], node["attempts"]) == (reason, 1)
+    assert words in node["error"]
+
+
+def test_a_limit_on_submitted_jobs_is_waited_for(cluster, tmp_path):
+    """The first submissions hit a limit, as a QOS has it; smaller ones get through."""
+    real = cluster.programs / "sbatch.real"
+    (cluster.programs / "sbatch").rename(real)
+    cluster.write_program(
+        "sbatch",
+        f'for one in "$@"; do case $one in --array=0-[4-9]*) '
+        f'echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1;; esac; done\n'
+        f'exec {real} "$@"',
+    )
+    ledger = tmp_path / "ledger"
+    result = ct.get_result(ct.dispatch(waiting)(str(ledger), 8), wait=True)
+    assert result.result == list(range(8))
+    assert sorted(ledger.read_text().split()) == [str(word) for word in range(8)]
