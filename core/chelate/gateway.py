@@ -246,7 +246,7 @@ class LocalGateway:
         """
         parent = self.record(dispatch_id)
         bundle = Bundle(self.graph(parent), {}, parent.lattice, parent.inputs)
-        kept = ("defaults", "python", "replacements", "replacement_prints")
+        kept = ("defaults", "python", "replacements", "replacement_prints", "signature")
         options = {key: parent.options[key] for key in kept if key in parent.options}
         return self.accept(
             bundle,

@@ -26,6 +26,7 @@ from chelate.errors import (
 )
 from chelate.graph import Kind
 from chelate.model import ExecutorRef, Resources, Retry
+from chelate.triggers import TimeTrigger
 
 
 @electron
@@ -529,10 +530,11 @@ def test_the_lattice_and_its_inputs_travel_with_the_bundle():
 
 
 def test_triggers_stay_at_home():
-    armed = lattice(lambda: 1, triggers=threading.Lock())
-    assert len(armed.triggers) == 1
+    one, other = TimeTrigger(60), TimeTrigger(90)
+    armed = lattice(lambda: 1, triggers=one)
+    assert armed.triggers == (one,)
     assert pickle.loads(pickle_lattice(armed)).triggers == ()
-    assert lattice(lambda: 1, triggers=[1, 2]).triggers == (1, 2)
+    assert lattice(lambda: 1, triggers=[one, other]).triggers == (one, other)
     assert lattice(lambda: 1).triggers == ()
 
 

@@ -36,6 +36,7 @@ FLOORS = {
     "gateway": 8,
     "embedding": 9,
     "result": 9,
+    "checking.*": 10,
     "configuration": 10,
     "explaining": 10,
     "server": 10,

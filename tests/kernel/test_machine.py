@@ -317,6 +317,7 @@ def test_cancel_reaches_every_status(wanted):
     asked = effects(machine)
     assert not any(isinstance(effect, ev.Run) for effect in asked)
     expected = {
+        S.SUBMITTING: [ev.CancelJob(0)],
         S.SUBMITTED: [ev.CancelJob(0)],
         S.RUNNING: [ev.CancelJob(0)],
         S.EXPANDED: [ev.CancelChild(0, "child")],
@@ -332,6 +333,61 @@ def test_cancel_reaches_every_status(wanted):
     assert machine.open == 0 or wanted is S.WAITING
     if machine.open == 0:
         assert machine.status is Status.CANCELLED
+
+
+def cancelled_after_a_resend(*news):
+    """An attempt that was sent, not found, sent again and cancelled, and what came then."""
+    machine = started(graph_of([[]]))
+    send(machine)
+    machine.handle([ev.Unsure(0, 1, "lost"), ev.NotFound(0, 1, True, False)], NOW)
+    machine.drain()
+    machine.handle([ev.Cancel((0,))], NOW)
+    assert status(machine) is S.CANCELLING, "the first request may still be on its way"
+    assert not machine.sent(0)
+    machine.handle(news, NOW)
+    return machine
+
+
+def test_a_cancel_of_what_was_sent_twice_waits_for_certainty():
+    machine = cancelled_after_a_resend(ev.NotFound(0, 1, True, False))
+    assert status(machine) is S.CANCELLING
+    machine.handle([ev.NotFound(0, 1, True, True)], NOW)
+    assert status(machine) is S.CANCELLED
+
+
+def test_a_forbidden_attempt_is_cancelled():
+    assert status(cancelled_after_a_resend(ev.Forbidden(0, 1))) is S.CANCELLED
+
+
+def test_a_resend_put_off_keeps_its_key():
+    machine = started(graph_of([[]]))
+    send(machine)
+    key = machine.records[0].key
+    machine.handle([ev.Unsure(0, 1, "lost"), ev.NotFound(0, 1, True, False)], NOW)
+    assert machine.sent(0)
+    machine.handle([ev.Deferred(0, 1, "queue full")], NOW)
+    assert machine.sent(0)
+    assert (machine.records[0].key, machine.records[0].attempt) == (key, 1)
+
+
+def test_what_a_cancel_waits_for_is_said():
+    machine, _ = in_status(S.CANCELLING)
+    machine.handle([ev.Stuck(0, 1, "asked 3 times", 3)], NOW)
+    assert (machine.records[0].error, machine.records[0].cancel_tries) == ("asked 3 times", 3)
+    machine.handle([ev.Gone(0, 1, Reason.UNKNOWN, "")], NOW)
+    assert machine.records[0].error is None
+    assert machine.records[0].cancel_tries == 3
+
+
+def test_a_row_that_runs_without_a_handle_is_looked_up():
+    machine, _ = in_status(S.RUNNING)
+    row = copy.deepcopy(machine.records[0])
+    row.handle = None
+    again = machine_of(machine.graph)
+    again.resume([row], NOW)
+    assert effects(again) == [ev.LookUp(0)]
+    again.handle([ev.Accepted(0, 1, HANDLE)], NOW)
+    assert status(again) is S.SUBMITTED
 
 
 @pytest.mark.parametrize("final", sorted(FINAL))
@@ -471,7 +527,9 @@ def an_event(draw, node, attempt):
     values = {
         ev.Accepted: lambda: (HANDLE,),
         ev.Refused: lambda: (draw(reason), "no"),
-        ev.NotFound: lambda: (draw(st.booleans()),),
+        ev.NotFound: lambda: (draw(st.booleans()), draw(st.booleans())),
+        ev.Forbidden: tuple,
+        ev.Stuck: lambda: ("no answer", 2),
         ev.Started: lambda: (NOW,),
         ev.Gone: lambda: (draw(reason), "gone", draw(st.booleans())),
         ev.TimedOut: tuple,

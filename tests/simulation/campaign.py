@@ -7,11 +7,13 @@ import logging
 import multiprocessing
 import shutil
 import sqlite3
+import sys
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -351,13 +353,25 @@ _CHUNK = 25
 def _run_some(seeds: list[int]) -> list[Report]:
     logging.getLogger("chelate").setLevel(logging.CRITICAL)
     bench = Bench()
+    with _killed_quietly():
+        try:
+            return [run_seed(seed, bench) for seed in seeds]
+        finally:
+            bench.close()
+
+
+@contextmanager
+def _killed_quietly() -> Iterator[None]:
+    """Coroutines of killed processes complain when they are collected; nobody is to hear it."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     gc.collect()
     gc.disable()  # what a seed leaves behind goes with its chunk
     try:
-        return [run_seed(seed, bench) for seed in seeds]
+        yield
     finally:
         gc.enable()
-        bench.close()
+        gc.collect()
+        sys.unraisablehook = before
 
 
 def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Report]:

@@ -59,6 +59,7 @@ class LaneWork:
         self._calls = LaneCalls(name, executor, report, world)
         self._flights = Flights(self._calls)
         self._departures = Departures(executor.limits, executor.capabilities)
+        self._told: LaneReport | None = None
         self._asked: set[str] = set()  # tasks that run() was given
         self._lookups: dict[str, float] = {}  # key → moment of the first successful look-up
         self._resends: dict[str, int] = {}
@@ -143,7 +144,6 @@ class LaneWork:
         calls = self._calls
         unanswered = {job.key: job for job in jobs}
         self._asked = {task.key for job in jobs for task in job.tasks}
-        report = LaneReport(self.name)
         message = "The executor did not answer for this job."
         outcomes = calls.stream("run", lambda: calls.executor.run(jobs))
         try:
@@ -152,11 +152,8 @@ class LaneWork:
                     key = getattr(outcome, "key", None)
                     if key not in unanswered:
                         raise PluginContractError(f"run() answered {outcome!r:.200}, unasked.")
-                    self._on_run(report, unanswered[key], outcome)
-                    del unanswered[key]
-                    if len(report.events) >= 512:
-                        calls.report(report)
-                        report = LaneReport(self.name)
+                    self._on_run(self._answers(), unanswered[key], outcome)
+                    self._asked.difference_update(t.key for t in unanswered.pop(key).tasks)
         except asyncio.CancelledError:
             if calls.closing:
                 raise
@@ -173,12 +170,23 @@ class LaneWork:
             calls.trouble(message)
             _LOG.warning("Executor %s: run() failed: %s", self.name, message, exc_info=error)
         for job in unanswered.values():
-            _tell_all(report, job, ev.Unsure, message)
+            _tell_all(self._answers(), job, ev.Unsure, message)
         self._asked = set()
         calls.changed = calls.now()
-        if report.events:
-            calls.report(report)
         calls.wake()
+
+    def _answers(self) -> LaneReport:
+        """What run() has answered. It leaves as soon as the plugin waits for anything, so that a
+        handle is stored while the next job is sent, and before any news of its job."""
+        if self._told is None:
+            self._told = LaneReport(self.name)
+            asyncio.get_running_loop().call_soon(self._tell_answers)
+        return self._told
+
+    def _tell_answers(self) -> None:
+        told, self._told = self._told, None
+        if told is not None and told.events:
+            self._calls.report(told)
 
     def _on_run(self, report: LaneReport, job: Job, outcome: Any) -> None:
         if isinstance(outcome, Accepted):

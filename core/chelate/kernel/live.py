@@ -181,10 +181,10 @@ class LiveDispatch:
             node = self.machine.nodes[record.node_id]
             called = f", called at {node.line}" if node.line else ""
             tries = f" after {record.attempt} attempts" if record.attempt > 1 else ""
-            parts.append(
-                f"Task {node.name} (node {node.id}{called}) failed{tries}: {record.reason}\n"
-                f"{(record.error or '').rstrip()}"
-            )
+            what = f"Task {node.name} (node {node.id}{called}) failed{tries}: {record.reason}"
+            if node.id == BUILD_NODE:
+                what = "The workflow could not be built:"
+            parts.append(f"{what}\n{(record.error or '').rstrip()}")
         if len(failed) > _SHOWN_FAILURES:
             parts.append(f"… and {len(failed) - _SHOWN_FAILURES} more tasks failed.")
         return "\n\n".join(parts)

@@ -77,6 +77,9 @@ class Machine(Moves):
         elif status in FINAL:
             if status is not S.COMPLETED:
                 self._propagate(node_id, record)
+        elif record.handle is None and status in (S.SUBMITTED, S.RUNNING):
+            self._move(record, S.SUBMITTING)  # news without a handle: it has to be found again
+            self._effects.append(ev.LookUp(node_id))
         else:
             effects = unresolved(record, self.policy(node_id), self._now)
             self._effects += effects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,5 +37,7 @@ class TestSSH(ExecutorConformance):
             slots=24,
             grace=2.0,
             poll_interval=0.1,
+            # Sub-workflows are built where they run, by chelate.
+            env_vars={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         return lambda: SSHExecutor(**options)
