@@ -225,7 +225,7 @@ class Flights:
             if seen is not None and seen is flight.last:
                 flight.absent = 0
                 continue  # nothing new: most jobs, most of the time
-            if seen is None:
+            if handle.key not in report.seen:
                 if handle.key in report.covered:
                     self._absent(told, flight, now)
                 continue

@@ -86,6 +86,8 @@ def _names(kind: str, base: type[Any], hook: str, found: object) -> Sequence[str
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         raise TypeError(f"{label}.schemes must be a tuple of at least one URL scheme")
     for name in names:
-        if not isinstance(name, str) or not name or name != name.strip():
-            raise TypeError(f"{label}.{attribute} must be set, to a string; it is {name!r}")
+        if not isinstance(name, str) or name.split() != [name]:
+            raise TypeError(
+                f"{label}.{attribute} must be set, to a word without spaces; it is {name!r}"
+            )
     return names

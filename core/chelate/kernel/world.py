@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 __all__ = ["Habitat", "World"]
+
+_LOG = logging.getLogger("chelate.lanes")
 
 
 class Habitat(Protocol):
@@ -62,9 +65,16 @@ class _Thread:
     ) -> None:
         self._main = main
         self._ready = threading.Event()
-        self._thread = thread(name, lambda: asyncio.run(self._live()))
+        self._name = name
+        self._thread = thread(name, self._run)
         self._thread.start()
         self._ready.wait()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except BaseException as error:  # noqa: BLE001 - a plugin may stop or cancel the loop itself
+            _LOG.warning("The event loop of %s was ended from within: %r", self._name, error)
 
     async def _live(self) -> None:
         self.loop = asyncio.get_running_loop()
