@@ -94,7 +94,7 @@ from chelate.model import (
 
 if TYPE_CHECKING:
     from chelate.remote.simple import TaskExecutor as TaskExecutor
-    from chelate.remote.simple import TaskRun as TaskRun
+    from chelate.remote.task_run import TaskRun as TaskRun
 
 __all__ = [
     "API",
@@ -180,6 +180,7 @@ API = (1, 0)
 
 def __getattr__(name: str) -> Any:
     # Built upon this module, and so loaded only when a plugin asks for it.
-    if name in ("TaskExecutor", "TaskRun"):
-        return getattr(import_module("chelate.remote.simple"), name)
+    homes = {"TaskExecutor": "simple", "TaskRun": "task_run"}
+    if name in homes:
+        return getattr(import_module(f"chelate.remote.{homes[name]}"), name)
     raise AttributeError(f"module 'chelate.api' has no attribute {name!r}")

@@ -259,6 +259,22 @@ def test_values_that_nothing_refers_to_are_no_finding(home) -> None:
     assert quick.unused_age > 1e8
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE nodes SET attempts = '[7]' WHERE dispatch_id = ?",
+        "UPDATE nodes SET reused_from = '[]' WHERE dispatch_id = ?",
+        "UPDATE events SET changes = '[1]' WHERE dispatch_id = ?",
+        "UPDATE events SET changes = '{' WHERE dispatch_id = ?",
+        "UPDATE dispatches SET options = '[]' WHERE dispatch_id = ?",
+        'UPDATE dispatches SET counts = \'{"COMPLETED": "x"}\' WHERE dispatch_id = ?',
+    ],
+)
+def test_rows_of_another_form(home, ids, statement) -> None:
+    change(home, statement, ids["good"])
+    assert found(check(home), "store")
+
+
 def test_a_database_with_flipped_bytes_or_unreadable_rows(home, ids) -> None:
     change(home, "UPDATE nodes SET status = 'TIRED' WHERE dispatch_id = ?", ids["bad"])
     assert any(ids["bad"] in item.what for item in found(check(home), "store"))
@@ -269,6 +285,20 @@ def test_a_database_with_flipped_bytes_or_unreadable_rows(home, ids) -> None:
     path.write_bytes(data)
     report = check(home)
     assert found(report, "store")
+
+
+@pytest.mark.large
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_tasks_take_less_than_ten_seconds(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "", "1", "25000"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=800)
+    for quick in (False, True):
+        started = time.process_time()
+        report = check(tmp_path, quick=quick)
+        spent = time.process_time() - started
+        assert report.findings == []
+        assert report.nodes > 100_000
+        assert spent < 10, f"{spent:.1f} s of CPU, {report.seconds:.1f} s by the clock"
 
 
 # -- the command ------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""A varied life of a store: ``python varied.py HOME [URL] [ROUNDS]``.
+"""A varied life of a store: ``python varied.py HOME [URL] [ROUNDS] [WIDE]``.
 
 Every round dispatches work that completes, fails, is tried again, is cancelled whole and in part,
-nests, is redispatched with reuse, and repeats by a trigger. At the end the ids are printed as one
-JSON object.
+nests and is redispatched with reuse; then, where asked for, come four dispatches of WIDE tasks. At
+the end the ids are printed as one JSON object.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ def slow(seconds):
     return add(nap(seconds)), sleepers(seconds), add(nap(seconds + 0.01))
 
 
+@ct.lattice
+def many(count):
+    return [add(number) for number in range(count)]
+
+
 def running(dispatch_id, node_id):
     while ct.get_result(dispatch_id).get_node_result(node_id)["status"] != "RUNNING":
         time.sleep(0.01)
@@ -116,4 +121,6 @@ if __name__ == "__main__":
     )
     for turn in range(int((sys.argv[3:] or ["1"])[0])):
         ids = live(home, turn)
+    for _ in range(4 if sys.argv[4:] else 0):
+        ct.dispatch_sync(many)(int(sys.argv[4])).raise_for_status()
     sys.stdout.write(json.dumps(ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from pathlib import Path
 
 from chelate.remote import DirectExecutor, Environment, HostSlots, JobHost, LocalTransport
@@ -37,7 +37,7 @@ class Box(DirectExecutor):
                 JobHost(
                     Named(name),
                     root=str(Path(self.root) / name),
-                    environment=Environment.of(self.environment),
+                    environment=Environment.of(self.environment or {"python": sys.executable}),
                     grace=0.5,
                 ),
                 slots=self.slots,
@@ -45,7 +45,3 @@ class Box(DirectExecutor):
             )
             for name in self.names
         ]
-
-
-def warm(root: Path) -> None:
-    asyncio.run(Box(root=str(root)).hosts()[0].host.probe())

@@ -165,6 +165,7 @@ class Host:
         self.spool.mkdir(exist_ok=True)
         self.maker = Maker(Blobs(folder))
         options = {"grace": 0.5, **options}
+        environment = environment or Environment(python=sys.executable)
         self.jobs = JobHost(self.transport, root=str(self.root), environment=environment, **options)
 
     def folder(self, job: Job) -> Path:

@@ -392,6 +392,7 @@ def test_jobs_outlive_the_process_that_started_them(host: Host, make_host, tmp_p
 def test_prerun_lasts_and_postrun_follows(make_host, tmp_path):
     host = make_host(
         environment=Environment(
+            python=sys.executable,
             env_vars={"FIRST": "a b'c\n$(x)"},
             prerun="export SECOND=$FIRST-second",
             postrun=f'printf %s "$CHELATE_EXIT_STATUS $FIRST" > {tmp_path}/post',
@@ -412,7 +413,9 @@ def test_prerun_lasts_and_postrun_follows(make_host, tmp_path):
 
 def test_a_prerun_that_fails_is_named_with_what_it_said(make_host, tmp_path):
     async def outcome(prerun):
-        host = make_host(f"p{len(prerun)}", environment=Environment(prerun=prerun))
+        host = make_host(
+            f"p{len(prerun)}", environment=Environment(python=sys.executable, prerun=prerun)
+        )
         return (await host.run(host.maker.job(ledger, str(tmp_path / "ledger"))))[0]
 
     async def main():

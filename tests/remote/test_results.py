@@ -184,7 +184,7 @@ def test_logs_are_read_by_offset(host: Host):
 
 
 def test_a_full_disk_is_told(make_host):
-    host = make_host(environment=Environment(prerun="ulimit -f 100"))
+    host = make_host(environment=Environment(python=sys.executable, prerun="ulimit -f 100"))
 
     async def main():
         return await host.run(host.maker.job(os.urandom, 500_000))

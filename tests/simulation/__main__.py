@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 
-from tests.simulation.campaign import Bench, run_seed, run_seeds
+from tests.simulation.campaign import Bench, killed_quietly, run_seed, run_seeds
 
 
 def main() -> int:
@@ -22,7 +22,8 @@ def main() -> int:
     if options.replay is not None:
         bench = Bench()
         try:
-            report = run_seed(options.replay, bench, tracing=True)
+            with killed_quietly():
+                report = run_seed(options.replay, bench, tracing=True)
         finally:
             bench.close()
         sys.stdout.write("\n".join([*report.trace, *report.violations, ""]))

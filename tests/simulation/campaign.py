@@ -11,7 +11,7 @@ import sys
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from chelate.errors import StoreUnavailableError
 from chelate.graph import Graph, Kind, Node
 from chelate.model import ExecutorRef, Reason, Resources, Retry, TaskPolicy
 
-__all__ = ["Bench", "Report", "run_seed", "run_seeds"]
+__all__ = ["Bench", "Report", "killed_quietly", "run_seed", "run_seeds"]
 
 _TABLES = ("nodes", "dispatches", "events", "cancels", "blobs", "facts", "kernels", "broken")
 
@@ -84,16 +84,24 @@ class Report:
 class _Story:
     """A seed's scenario, drawn at the start where possible."""
 
-    def __init__(self, seed: int, bench: Bench, tracing: bool) -> None:
+    def __init__(
+        self,
+        seed: int,
+        bench: Bench,
+        tracing: bool,
+        models: Sequence[str] = (),
+        faults: Faults | None = None,
+    ) -> None:
         self.universe = universe = Universe(seed, tracing=tracing)
         self.bench = bench
         rng = universe.random
-        names = rng.sample(sorted(MODELS), rng.choice((1, 1, 2)))
+        names = list(models) or rng.sample(sorted(MODELS), rng.choice((1, 1, 2)))
         self.backends = {
-            name: Backend(universe, MODELS[name], self._outcome) for name in names
+            name: Backend(universe, MODELS[name], self._outcome, self._span) for name in names
         }
         self.examiner = Examiner(universe, bench.database, self.backends)
-        self.faults = self._faults(rng)
+        self.faults = faults or self._faults(rng)
+        self.doomed: set[str] = set()  # dispatches that somebody will cancel
         self.processes: list[Process] = []
         self.graphs: dict[str, Graph] = {}
         self.kernels = 0
@@ -162,6 +170,13 @@ class _Story:
             bundle = Bundle(self.graph(rng, row[0] + 1))
             return Outcome(key, True, bundle.to_bytes(), graph=True)
         return Outcome(key, True, b"value of " + key.encode())
+
+    def _span(self, key: str) -> float:
+        """How long a body runs; some never end unless they are stopped."""
+        rng = self.universe.random
+        if key.split(":")[0] in self.doomed and rng.random() < 0.2:
+            return 1e6
+        return rng.choice((rng.uniform(0.1, 3.0), rng.uniform(1.0, 20.0), rng.uniform(1.0, 60.0)))
 
     # -- kernels --------------------------------------------------------------------------------
 
@@ -232,6 +247,8 @@ class _Story:
         for _ in range(rng.choice((0, 0, 1, 1, 2))):
             whole = rng.random() < 0.5
             some = rng.sample(range(len(graph.nodes)), rng.randint(1, 2))
+            if whole:
+                self.doomed.add(dispatch_id)
             self.universe.at(
                 rng.choice((rng.uniform(0.0, 5.0), rng.uniform(0.0, 80.0))),
                 lambda targets=None if whole else some: self.cancel(dispatch_id, targets),
@@ -323,9 +340,19 @@ class _Story:
         self.bench.wipe()
 
 
-def run_seed(seed: int, bench: Bench, *, tracing: bool = False) -> Report:
-    """Play one seed; the same seed plays the same way."""
-    story = _Story(seed, bench, tracing)
+def run_seed(
+    seed: int,
+    bench: Bench,
+    *,
+    tracing: bool = False,
+    models: Sequence[str] = (),
+    faults: Faults | None = None,
+) -> Report:
+    """Play one seed; the same seed plays the same way.
+
+    ``models`` and ``faults`` replace what the seed would choose.
+    """
+    story = _Story(seed, bench, tracing, models, faults)
     try:
         story.play()
     except Exception as error:  # noqa: BLE001 - a broken kernel is a finding like any other
@@ -353,7 +380,7 @@ _CHUNK = 25
 def _run_some(seeds: list[int]) -> list[Report]:
     logging.getLogger("chelate").setLevel(logging.CRITICAL)
     bench = Bench()
-    with _killed_quietly():
+    with killed_quietly():
         try:
             return [run_seed(seed, bench) for seed in seeds]
         finally:
@@ -361,7 +388,7 @@ def _run_some(seeds: list[int]) -> list[Report]:
 
 
 @contextmanager
-def _killed_quietly() -> Iterator[None]:
+def killed_quietly() -> Iterator[None]:
     """Coroutines of killed processes complain when they are collected; nobody is to hear it."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     gc.collect()
@@ -370,7 +397,8 @@ def _killed_quietly() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.collect()
+        for _ in range(3):  # what finalizers bring back to life goes with the next round
+            gc.collect()
         sys.unraisablehook = before
 
 

@@ -116,11 +116,12 @@ class Body:
 
 @dataclass
 class Backend:
-    """``outcome`` decides how the body of a key ends; ``listen`` is told of every change."""
+    """``outcome`` decides how the body of a key ends, ``span`` how many seconds it takes."""
 
     universe: Universe
     model: Model
     outcome: Callable[[str], Outcome]
+    span: Callable[[str], float]
     instances: list[Instance] = field(default_factory=list)
     keyed: dict[str, list[Instance]] = field(default_factory=lambda: defaultdict(list))
     claims: dict[str, int] = field(default_factory=dict)
@@ -184,8 +185,7 @@ class Backend:
         instance.state = "RUNNING"
         self.bodies.append(Body(key, instance.number, self.universe.now))
         self._log(f"{instance.number} runs the body of {key}")
-        span = rng.choice((rng.uniform(0.1, 3.0), rng.uniform(1.0, 20.0), rng.uniform(1.0, 60.0)))
-        self.universe.at(span, lambda: self._finish(instance))
+        self.universe.at(self.span(key), lambda: self._finish(instance))
         if self.model.capabilities.detached and rng.random() < 0.08:  # the scheduler does not see it for a while
             instance.hidden_until = self.universe.now + rng.uniform(0.0, 10.0)
         self._changed()

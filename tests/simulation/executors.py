@@ -137,6 +137,7 @@ class _Sim(Executor):
         await self._weather("poll")
         universe, backend, rate = self.backend.universe, self.backend, self.process.faults.plugin
         if universe.chance(rate * 0.5):
+            universe.log("poll() answers rubbish")
             return universe.random.choice((None, {}, [], PollReport(None, None)))  # type: ignore[arg-type]
         if not self.capabilities.detached:
             loop = asyncio.get_running_loop()
@@ -149,7 +150,8 @@ class _Sim(Executor):
         for handle in handles:
             instance = backend.of(handle)
             if universe.chance(rate):
-                continue  # not covered by the query
+                universe.log(f"{handle.key} is not covered")
+                continue
             covered.add(handle.key)
             if not self._own(instance):
                 continue

@@ -47,7 +47,7 @@ class SimStore(SQLStore):
     def claim_kernel(self) -> str:
         kernel_id = super().claim_kernel()
         if self.process is not None:
-            self.process.universe.log(f"{self.process.name} is kernel {kernel_id[:6]}")
+            self.process.universe.log(f"{self.process.name} is a kernel")
         return kernel_id
 
     def crash(self) -> None:

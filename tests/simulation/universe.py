@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -90,6 +91,10 @@ class Universe:
         return True
 
 
+def _let_go(generator: Any) -> None:
+    """A killed process cleans nothing up."""
+
+
 class SimLoop(asyncio.AbstractEventLoop):
     """What a lane needs of an event loop, with the universe's clock. Callbacks keep their order."""
 
@@ -119,11 +124,13 @@ class SimLoop(asyncio.AbstractEventLoop):
         handle = self._ready.popleft()
         if handle.cancelled():
             return
-        before = asyncio._get_running_loop()
+        before, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=_let_go)
         try:
             handle._run()
         finally:
+            sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(before)
 
     def end(self) -> None:

@@ -39,8 +39,8 @@ def test_rows_that_are_there_that_are_not_and_that_have_ended(store: SQLStore) -
     assert not any(row.cancel_requested for row in store.nodes("two"))
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_ten_thousand_at_once(store: SQLStore, there: bool) -> None:
+@pytest.mark.parametrize(("there", "limit"), [(False, 0.2), (True, 0.5)])
+def test_ten_thousand_at_once(store: SQLStore, there: bool, limit: float) -> None:
     kernel = store.claim_kernel()
     times = []
     for number in range(5):
@@ -53,4 +53,4 @@ def test_ten_thousand_at_once(store: SQLStore, there: bool) -> None:
         store.request_cancel(name, list(range(MANY)))
         times.append(time.perf_counter() - started)
     assert sum(row.cancel_requested for row in store.nodes("dispatch0")) == MANY
-    assert min(times) < 0.2, times
+    assert min(times) < limit, times

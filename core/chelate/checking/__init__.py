@@ -137,7 +137,11 @@ class _Check(Inside):
             last = max([last, *(fact[1] for fact in facts)])
             record = self._records.get(dispatch_id)
             if record is not None:
-                self._dispatch(record, {row.node_id: row for _, row in pairs}, facts)
+                try:
+                    self._dispatch(record, {row.node_id: row for _, row in pairs}, facts)
+                except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                    what = f"What is stored of it has another form than it should: {error!r}."
+                    self._say("store", None, what, RESTORE)
         self._here = ""
         self._report.events = numbers
         if self._snapshot.gapless and last != numbers:

@@ -6,7 +6,7 @@ jobs. Every instance lives in a lane: one thread with one event loop, so a metho
 without delaying anybody else, and never needs a lock.
 
 Most methods are coroutines over lists, so one query serves a thousand jobs. Authors who want
-less subclass :class:`~chelate.contracts.simple.TaskExecutor`.
+less subclass :class:`~chelate.api.TaskExecutor`.
 """
 
 from __future__ import annotations

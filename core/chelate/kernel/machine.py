@@ -167,7 +167,8 @@ class Machine(Moves):
             self._move(record, S.SUBMITTED)
 
     def _on_refused(self, record: NodeRecord, event: ev.Refused) -> None:
-        if record.status is S.CANCELLING and record.cancel_requested:
+        asked = record.status is S.CANCELLING and record.cancel_requested
+        if asked or event.reason is Reason.CANCELLED_BY_USER:
             self._cancelled(record)
         else:
             record.error = event.message
@@ -228,7 +229,8 @@ class Machine(Moves):
         record.ended_at = event.ended_at or self._now
         record.stdout, record.stderr = event.stdout, event.stderr
         record.usage = event.usage
-        if record.status is S.CANCELLING and record.cancel_requested:
+        asked = record.status is S.CANCELLING and record.cancel_requested
+        if asked or (not event.ok and event.reason is Reason.CANCELLED_BY_USER):
             self._cancelled(record)
         elif event.ok:
             record.output, record.error = event.output, None
@@ -243,6 +245,8 @@ class Machine(Moves):
     def _on_gone(self, record: NodeRecord, event: ev.Gone) -> None:
         if record.status is S.CANCELLING:
             self._stopped(record)
+        elif event.reason is Reason.CANCELLED_BY_USER:
+            self._cancelled(record)
         else:
             self._retry(record, event.reason, event.message, event.counted)
 

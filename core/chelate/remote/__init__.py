@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from chelate.remote.direct import DirectExecutor, HostSlots
 from chelate.remote.environment import Environment
-from chelate.remote.host import JobHost
+from chelate.remote.host import HostRefusalError, JobHost
 from chelate.remote.local import LocalTransport
 from chelate.remote.sights import HostReport, Prepared, Sight, job_id, observation, store_id
 from chelate.remote.transport import Completed, Transport, UnreachableError
@@ -19,6 +19,7 @@ __all__ = [
     "Completed",
     "DirectExecutor",
     "Environment",
+    "HostRefusalError",
     "HostReport",
     "HostSlots",
     "JobHost",

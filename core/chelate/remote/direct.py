@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from chelate.api import (
     Accepted,
@@ -33,6 +35,7 @@ from chelate.remote.sights import Prepared, job_id, observation
 __all__ = ["DirectExecutor", "HostSlots"]
 
 LAUNCH_GRACE = 60.0  # seconds in which a job that was started must have claimed itself
+T = TypeVar("T")
 WAIT = 0.5  # seconds before a job that found no free slot is offered again
 
 
@@ -84,7 +87,10 @@ class DirectExecutor(Executor):
     supervisor that runs it, so a request sent twice is one job.
     """
 
-    limits = Limits(poll_min=0.5, poll_max=20.0, absent_grace=15.0, find_grace=5.0)
+    # Questions have deadlines of their own; this one is for large values on slow lines.
+    limits = Limits(
+        poll_min=0.5, poll_max=20.0, absent_grace=15.0, find_grace=5.0, call_timeout=600.0
+    )
     capabilities = Capabilities(
         find=True,
         idempotent=True,
@@ -150,11 +156,11 @@ class DirectExecutor(Executor):
     async def _ready(self) -> dict[str, Exception]:
         """Have each host's capacity known; why not, by host."""
         troubles: dict[str, Exception] = {}
-        for item in self._all():
-            try:
-                report = await item.host.probe()
-            except Exception as error:  # noqa: BLE001 - one bad host must not stop the others
-                troubles[item.name] = error
+        asked = self._all()
+        reports = await _together(item.host.probe() for item in asked)
+        for item, report in zip(asked, reports, strict=True):
+            if isinstance(report, Exception):
+                troubles[item.name] = report
                 continue
             item.slots = item.slots or report.cpus
             item.mem = item.mem or report.memory >> 20
@@ -267,13 +273,14 @@ class DirectExecutor(Executor):
         lost = sorted({str(handle.data.get("host")) for handle in handles} - known)
         if lost:
             errors.append(f"Executor {self.name!r} is not configured for {', '.join(lost)}.")
-        for item, group in self._by_host(handles):
-            try:
-                sights = await item.host.look(
-                    [handle.key for handle in group], launch_grace=LAUNCH_GRACE
-                )
-            except Exception as error:  # noqa: BLE001 - one bad host must not hide the others
-                errors.append(str(error))
+        groups = self._by_host(handles)
+        answers = await _together(
+            item.host.look([handle.key for handle in group], launch_grace=LAUNCH_GRACE)
+            for item, group in groups
+        )
+        for (item, group), sights in zip(groups, answers, strict=True):
+            if isinstance(sights, Exception):
+                errors.append(str(sights))
                 continue
             for handle in group:
                 sight = sights.get(handle.key)
@@ -358,6 +365,16 @@ class DirectExecutor(Executor):
                     for path in self._spool.glob(f"{job_id(handle.key)}-*.part"):
                         path.unlink(missing_ok=True)
             await item.host.release([handle.key for handle in group])
+
+
+async def _together(questions: Iterable[Awaitable[T]]) -> list[T | Exception]:
+    """Answers of several hosts at once; a bad host must not stop or hide the others."""
+    answers: list[T | Exception] = []
+    for answer in await asyncio.gather(*questions, return_exceptions=True):
+        if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+            raise answer
+        answers.append(answer)
+    return answers
 
 
 def _number(data: Mapping[str, object], name: str) -> int:

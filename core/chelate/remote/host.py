@@ -24,11 +24,11 @@ from chelate.api import (
 from chelate.remote import collecting, staging
 from chelate.remote.environment import Environment
 from chelate.remote.sights import HostReport, Prepared, Sight, job_id, store_id
-from chelate.remote.tools import NO_AGENT, UNFIT, probe_command, tools
+from chelate.remote.tools import NO_AGENT, NO_ROOT, UNFIT, probe_command, tools
 from chelate.remote.transport import Transport, UnreachableError
 from chelate.remote.wire import frames_of
 
-__all__ = ["JobHost"]
+__all__ = ["HostRefusalError", "JobHost"]
 
 CLEANUPS = ("on_success", "always", "never")
 _ERRORS = {"DISK_FULL": Reason.DISK_FULL, "QUOTA": Reason.QUOTA, "SPEC": Reason.INVALID_SPEC}
@@ -127,7 +127,15 @@ class JobHost:
                 "there, and tasks the version they were made with. Install one, or name it: "
                 "python='/path/to/python3'.",
             )
+        if done.exit_status == NO_ROOT:
+            text = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            full = {"[Errno 28]": Reason.DISK_FULL, "[Errno 122]": Reason.QUOTA}
+            raise HostRefusalError(
+                full.get(text[:11].rpartition("]")[0] + "]", Reason.INVALID_SPEC),
+                f"The folder root={self.root!r} on {self.transport.host} cannot be used: {text}.",
+            )
         answer = self._answer(done.stdout, done.stderr, done.exit_status)
+        del answer["end"]
         clock = answer["clock"] - (sent + time.time()) / 2
         self._secret = bytes.fromhex(answer.pop("secret"))
         env = answer.pop("env")

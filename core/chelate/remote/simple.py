@@ -32,7 +32,6 @@ import tempfile
 from abc import ABCMeta, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -57,7 +56,6 @@ from chelate.api import (
     RejectedError,
     Resources,
     RunOutcome,
-    Task,
     TaskCancelledError,
     TransientError,
     Unknown,
@@ -66,68 +64,13 @@ from chelate.remote.environment import Environment
 from chelate.remote.host import JobHost
 from chelate.remote.local import LocalTransport
 from chelate.remote.sights import Prepared, Sight, job_id, observation
+from chelate.remote.task_run import TaskRun, metadata_of
 
-__all__ = ["TaskExecutor", "TaskRun"]
+__all__ = ["TaskExecutor"]
 
 LAUNCH_GRACE = 300.0  # seconds after which a job that nobody can ask about counts as never started
 SILENCE = 120.0  # seconds without a sign of life from another machine
 _UNASKED: Any = object()
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRun:
-    """What ``run`` is given.
-
-    ``command`` runs the task to its end, in the foreground, on any machine that sees ``folder``;
-    start it once, or as often as you like: it runs the task once. ``folder`` is the author's to
-    write into, too. ``timeout`` is in seconds.
-    """
-
-    task: Task
-    command: tuple[str, ...]
-    folder: str
-    resources: Resources
-    timeout: float | None
-
-    @property
-    def key(self) -> str:
-        """Unlike every other task's and attempt's; a good idempotency token."""
-        return self.task.key
-
-    @property
-    def dispatch_id(self) -> str:
-        """The dispatch that the task belongs to."""
-        return self.task.dispatch_id
-
-    @property
-    def node_id(self) -> int:
-        """The task's number in the dispatch."""
-        return self.task.node_id
-
-    @property
-    def name(self) -> str:
-        """The task's name; any text."""
-        return self.task.name
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The ``task_metadata`` that ``poll`` and ``cancel`` are given."""
-        return _metadata(self.task.key)
-
-    @property
-    def cancel_requested(self) -> bool:
-        """Whether somebody wants it stopped; look before each expensive step."""
-        return self.task.cancel_requested
-
-    def check_cancelled(self) -> None:
-        """Raises TaskCancelledError when a cancel is requested."""
-        if self.task.cancel_requested:
-            raise TaskCancelledError(f"Task {self.task.name!r} was cancelled.")
-
-
-def _metadata(key: str) -> dict[str, Any]:
-    dispatch_id, node_id, attempt = key.split(":")[:3]
-    return {"dispatch_id": dispatch_id, "node_id": int(node_id), "attempt": int(attempt)}
 
 
 if TYPE_CHECKING:
@@ -313,7 +256,7 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
         state = _UNASKED
         if self._polls and handle.data["job_handle"] is not None:
             native = handle.data["job_handle"]
-            state = await self._call(self.poll, _metadata(handle.key), native)
+            state = await self._call(self.poll, metadata_of(handle.key), native)
         if state is _UNASKED or state in ("QUEUED", "RUNNING", JobState.QUEUED, JobState.RUNNING):
             return seen
         if state not in (None, "ENDED", "KILLED", JobState.ENDED, JobState.KILLED):
@@ -415,7 +358,7 @@ async def _cancel(self: TaskExecutor, handles: Sequence[JobHandle], *, force: bo
     own = {handle.key: handle for handle in handles if handle.executor == self.name}
     sights = await self.host.stop(list(own), force=force) if own else {}
     calls = [
-        self._call(self.cancel, _metadata(key), own[key].data["job_handle"])
+        self._call(self.cancel, metadata_of(key), own[key].data["job_handle"])
         for key, sight in sights.items()
         if not sight.done and own[key].data["job_handle"] is not None
     ]

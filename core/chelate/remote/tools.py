@@ -14,9 +14,10 @@ from typing import Any
 import chelate.api
 from chelate.api import ConfigError, digest_bytes
 
-__all__ = ["NO_AGENT", "UNFIT", "Tools", "probe_command", "tools"]
+__all__ = ["NO_AGENT", "NO_ROOT", "UNFIT", "Tools", "probe_command", "tools"]
 
 NO_AGENT = 94
+NO_ROOT = 95  # the root cannot be written to; the last line of the error output says why
 UNFIT = (96, 97)  # no interpreter at all; only too old ones
 
 # Runs on any Python, to say in words that it is too old. The folder is run as a program.
@@ -56,11 +57,15 @@ if size:
         sys.exit("The tools were damaged on the way.")
     os.umask(0o077)
     part = "%s.%d" % (tools, os.getpid())
-    for name, text in json.loads(zlib.decompress(data).decode()).items():
-        path = os.path.join(part, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+    try:
+        for name, text in json.loads(zlib.decompress(data).decode()).items():
+            path = os.path.join(part, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        sys.stderr.write("\n%s" % error)
+        sys.exit(95)
     try:
         os.rename(part, tools)
     except OSError:
@@ -124,8 +129,8 @@ def probe_command(
 ) -> tuple[list[str], bytes]:
     """The command that finds an interpreter and asks the agent, and what it reads.
 
-    It exits with NO_AGENT when the agent is not there and may not be installed, 97 when every
-    interpreter is too old and 96 when there is none.
+    It exits with NO_AGENT when the agent is not there and may not be installed, with NO_ROOT when
+    it cannot be, 97 when every interpreter is too old and 96 when there is none.
     """
     shipped = tools()
     size = len(shipped.data) if install else 0

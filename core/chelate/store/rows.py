@@ -93,7 +93,7 @@ def _readable(decode: Callable[[Sequence[Any]], T]) -> Callable[[Sequence[Any]],
     def safely(row: Sequence[Any]) -> T:
         try:
             return decode(row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"The stored row {row[0]}, {row[1]} cannot be read ({error!r}): the medium or "
                 "another program changed it. See what else is damaged with: chelate fsck"

@@ -113,11 +113,20 @@ def _hint(encoder: Encoder, value: Any, kind: type) -> list[Chunk]:
     """A type hint, by what it is made of; those made of nothing else by name."""
     origin = typing.get_origin(value)
     if origin is not None:
-        bare = getattr(value, "__metadata__", ())
-        return encoder.record("hint", origin, typing.get_args(value), bare)
-    name = getattr(value, "__forward_arg__", None) or getattr(value, "_name", None)
-    more = [getattr(value, f"__{part}__", None) for part in _BEHIND]
-    return encoder.record("hint", str(name or getattr(value, "__name__", value)), *more)
+        more = (typing.get_args(value), getattr(value, "__metadata__", ()))
+        return encoder.record("hint", _hint_name(origin) or origin, *more)
+    behind = [getattr(value, f"__{part}__", None) for part in _BEHIND]
+    if behind == [None] * len(behind):
+        return encoder.record("name", f"typing:{_hint_name(value)}")
+    return encoder.record("hint", _hint_name(value), *behind)
+
+
+def _hint_name(value: Any) -> str | None:
+    """The name of what typing has as a class in one Python and as an object in another."""
+    if "typing" not in (value.__module__, type(value).__module__):
+        return None
+    names = (getattr(value, name, None) for name in ("__forward_arg__", "_name", "__name__"))
+    return next(filter(None, names), None) or str(value)
 
 
 def _named(encoder: Encoder, value: Any) -> list[Chunk] | None:

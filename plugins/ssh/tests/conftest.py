@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from tests.services.sshd import sshd as sshd
 from tests.services.sshd import sshd_session as sshd_session
+
+import chelate as ct
+
+from .kit import installed
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +21,16 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     (home / ".ssh").mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A kernel in this process, with a store of its own, that knows the plugin."""
+    for folder in installed(tmp_path / "installed"):
+        monkeypatch.syspath_prepend(folder)
+    ct.configure(home=tmp_path / "chelate", poll_interval=0.05)
+    yield
+    ct.shutdown()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ __all__ = [
     "FLOWS",
     "Program",
     "carry_out",
-    "installed_path",
+    "installed",
     "marked",
     "run_agent",
     "target_of",
@@ -61,16 +61,15 @@ def carry_out(target: Target, *argv: str, stdin: bytes = b"") -> str:
     return str(with_transport(target, work))
 
 
-def installed_path(folder: Path) -> str:
-    """``PYTHONPATH`` for other processes, with the plugin's entry point even when not installed."""
-    path = [entry for entry in sys.path if entry]
-    if not any(point.name == "ssh" for point in metadata.entry_points(group="chelate")):
-        info = folder / "chelate_ssh-0.dist-info"
-        info.mkdir(parents=True, exist_ok=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chelate-ssh\nVersion: 0\n")
-        (info / "entry_points.txt").write_text("[chelate]\nssh = chelate_ssh.plugin\n")
-        path.insert(0, str(folder))
-    return os.pathsep.join(path)
+def installed(folder: Path) -> list[str]:
+    """Folders for ``sys.path`` that make the plugin known where it is not installed."""
+    if any(point.name == "ssh" for point in metadata.entry_points(group="chelate")):
+        return []
+    info = folder / "chelate_ssh-0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chelate-ssh\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[chelate]\nssh = chelate_ssh.plugin\n")
+    return [str(folder)]
 
 
 def run_agent(folder: Path, key: Path) -> tuple[subprocess.Popen[bytes], Path]:
@@ -92,7 +91,9 @@ class Program:
         self.folder = folder
         self.environment = {
             **os.environ,
-            "PYTHONPATH": installed_path(folder / "installed"),
+            "PYTHONPATH": os.pathsep.join(
+                [*installed(folder / "installed"), *filter(None, sys.path)]
+            ),
             "CHELATE_HOME": str(folder / "chelate"),
             "CHELATE_EXECUTORS": json.dumps({"ssh": options}),
             **settings,

@@ -222,52 +222,50 @@ def paths(rng: random.Random, count: int) -> list[str]:
 
 def carried(server: Sshd, folder: Path, variables: int, folders: int) -> None:
     rng = random.Random(variables)
-    ct.configure(home=folder / "chelate", poll_interval=0.05)
     trap = folder / "trap"
-    try:
-        for number, name in enumerate(paths(rng, folders)):
-            values = {f"V{index}": text for index, text in enumerate(texts(rng, variables))}
-            values["TRAP"] = f"'; touch {trap}; $(touch {trap}) `touch {trap}`\ntouch {trap}\n"
-            workdir = folder / f"{name} work"
-            workdir.mkdir()
-            executor = SSHExecutor(
-                **{
-                    **made(server, folder, slots=2),
-                    "root": str(folder / f"{name} root"),
-                    "workdir": str(workdir),
-                    "env_vars": values,
-                    "prerun": f"printf %s {subprocess.list2cmdline(['in prerun'])} >&2",
-                }
-            )
+    for number, name in enumerate(paths(rng, folders)):
+        values = {f"V{index}": text for index, text in enumerate(texts(rng, variables))}
+        values["TRAP"] = f"'; touch {trap}; $(touch {trap}) `touch {trap}`\ntouch {trap}\n"
+        workdir = folder / f"{name} work"
+        workdir.mkdir()
+        executor = SSHExecutor(
+            **{
+                **made(server, folder, slots=2),
+                "root": str(folder / f"{name} root"),
+                "workdir": str(workdir),
+                "env_vars": values,
+                "prerun": f"printf %s {subprocess.list2cmdline(['in prerun'])} >&2",
+            }
+        )
 
-            def look() -> tuple[dict[str, str], str]:
-                import os
+        def look() -> tuple[dict[str, str], str]:
+            import os
 
-                found = {key: text for key, text in os.environ.items() if key[0] in "VT"}
-                return found, os.getcwd()  # noqa: PTH109 - as it is
+            found = {key: text for key, text in os.environ.items() if key[0] in "VT"}
+            return found, os.getcwd()  # noqa: PTH109 - as it is
 
-            look.__name__ = look.__qualname__ = texts(rng, 1)[0]
-            electron = ct.electron(look, executor=executor)
+        look.__name__ = look.__qualname__ = texts(rng, 1)[0]
+        electron = ct.electron(look, executor=executor)
 
-            @ct.lattice
-            def flow() -> object:
-                return electron()  # noqa: B023 - built before the loop goes on
+        @ct.lattice
+        def flow() -> object:
+            return electron()  # noqa: B023 - built before the loop goes on
 
-            result = ct.get_result(ct.dispatch(flow)(), wait=True, timeout=100)
-            assert result.result is not None, result.error
-            found, where = result.result
-            assert {key: found.get(key) for key in values} == values, number
-            assert where == str(workdir)
-    finally:
-        ct.shutdown()
+        result = ct.get_result(ct.dispatch(flow)(), wait=True, timeout=100)
+        assert result.result is not None, result.error
+        found, where = result.result
+        assert {key: found.get(key) for key in values} == values, number
+        assert where == str(workdir)
     assert not trap.exists()
 
 
+@pytest.mark.usefixtures("kernel")
 def test_strings_stay_strings(sshd_session: Sshd, tmp_path: Path) -> None:
     carried(sshd_session, tmp_path, variables=300, folders=2)
 
 
 @large
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("kernel")
 def test_ten_thousand_strings_stay_strings(sshd_session: Sshd, tmp_path: Path) -> None:
     carried(sshd_session, tmp_path, variables=250, folders=40)

@@ -4,9 +4,10 @@ Two digests are kept of everything a function reaches. ``ast`` is that of normal
 and holds over Pythons; ``code`` is that of normalised bytecode, holds for one Python, and is there
 even where no source is. Two functions are the same if either agrees.
 
-Not seen: attributes by computed names, ``eval``, registries looked up by string, patches made after
-the walk, environment variables, files that are not declared with ``depends_on``, random state, and
-module attributes such as ``__file__``.
+What is found and cannot be followed, such as an iterator, makes a function the same as none. Not
+seen: patches made after the walk, data put into libraries, environment variables, files that are
+not declared with ``depends_on``, random state, line numbers, and module attributes such as
+``__file__``.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _examine(code: CodeType) -> CodeFacts:
     chains = set(_chains(found))
     imports = set(_imports(found))
     used = set(code.co_names)
-    attributes = {str(item.argval) for item in found if item.opname in _ATTRIBUTES}
+    attributes = set(_attributes(found))
     strings = {item for item in code.co_consts if type(item) is str}
     texts = list(_texts(found))
     for inner in [*nested_codes(code), *filter(None, map(_compiled, texts))]:
@@ -126,6 +126,16 @@ def _examine(code: CodeType) -> CodeFacts:
         frozenset(strings),
         None in texts,
     )
+
+
+def _attributes(found: list[dis.Instruction]) -> Iterator[str]:
+    """The attributes that are read; ``type(x).__name__`` is the name of a class, which counts."""
+    for number, item in enumerate(found):
+        if item.opname in _ATTRIBUTES:
+            before = [str(known.argval) for known in found[max(0, number - 5) : number]]
+            of_class = before[-1:] == ["__class__"] or "type" in before
+            if not (item.argval == "__name__" and of_class):
+                yield str(item.argval)
 
 
 def _texts(found: list[dis.Instruction]) -> Iterator[str | None]:

@@ -45,6 +45,9 @@ _MADE: Final = {
         }
     ),
     "_field_defaults": frozenset({"_field_defaults", "_fields"}),
+    "__total__": frozenset(
+        {"__mutable_keys__", "__optional_keys__", "__readonly_keys__", "__required_keys__"}
+    ),
     "__protocol_attrs__": frozenset({"__non_callable_proto_members__", "__protocol_attrs__"}),
 }
 _HEAP: Final = 1 << 9
@@ -178,13 +181,16 @@ def _is_generated(kind: type, name: str, member: Any, generated: bool) -> bool:
         if name in kind.__members__ or (_SUNDER.fullmatch(name) and not _is_written(member)):
             return True
         return type(member).__module__ == "enum" and getattr(member, "fget", None) is None
+    inner = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+    if isinstance(inner, FunctionType) and inner.__module__ == "typing":
+        return True  # what a protocol is given
     if not generated:
         return False
     if type(member).__name__ == "_tuplegetter":
         return True
-    inner = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
     if isinstance(inner, FunctionType):
-        return _is_made(inner)
+        library = is_library_file(inner.__code__.co_filename)
+        return _is_made(inner) or (library and name[:1] == "_")
     # The class attribute of a field is its default, which is among the fields.
     return name in (kind.__dict__.get("__dataclass_fields__") or ())
 

@@ -12,6 +12,7 @@ import hashlib
 import linecache
 import os
 import weakref
+from pathlib import Path
 from types import CodeType
 from typing import Any, Final
 
@@ -159,7 +160,7 @@ def _version(filename: str) -> tuple[Any, ...] | None:
 
 def _load(filename: str, flags: int) -> _File | None:
     lines = linecache.getlines(filename)
-    if not lines:
+    if not lines and not Path(filename).is_file():
         return None
     text = "".join(lines)
     key = (filename, hash(text), len(text), flags)

@@ -47,7 +47,8 @@ _UNSHARED: Final = frozenset(
 )
 _WALKING: ContextVar[bool] = ContextVar("walking", default=False)
 _MISSING: Final = object()
-_WRAPPING: Final = frozenset({"__wrapped__", *functools.WRAPPER_ASSIGNMENTS, "attrname", "func"})
+_CACHED: Final = type(functools.lru_cache(len))
+_WRAPPING: Final = frozenset({"__wrapped__", *functools.WRAPPER_ASSIGNMENTS})
 
 
 @contextmanager
@@ -236,7 +237,8 @@ class Walk:
 
     def _attributes(self, component: Component, found: Any) -> None:
         """Follow what has been set on a function."""
-        given = getattr(found, "__dict__", {})
+        function = isinstance(found, (FunctionType, functools.partial, _CACHED))
+        given = vars(found) if function else {}
         for name in sorted(given.keys() - _WRAPPING):
             self.refer(component, f"attribute {name}", given[name])
 

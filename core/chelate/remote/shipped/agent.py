@@ -12,12 +12,11 @@ import json
 import os
 import signal
 import struct
-import subprocess
 import sys
 import time
 from typing import Any
 
-from . import child, cleaning, fetching, files, processes, supervisor
+from . import cleaning, fetching, files, launching, processes, supervisor
 
 __all__ = ["main"]
 
@@ -48,8 +47,10 @@ def main(arguments: "list[str]") -> int:
         native = arguments[2] if len(arguments) > 2 else os.path.basename(folder)
         run = arguments[3] if len(arguments) > 3 else "0"
         job = supervisor.Supervisor(TOOLS, folder, native, int(run or 0))
-        return supervisor.guarded(job)
+        return launching.guarded(job)
     if verb == "child":
+        from . import child  # its modules would make every question slower
+
         indices = [int(part) for part in arguments[3].split(",")]
         return child.main(TOOLS, arguments[1], int(arguments[2]), indices)
     source = sys.stdin.buffer
@@ -58,15 +59,15 @@ def main(arguments: "list[str]") -> int:
     out.write(MARK)
     try:
         if verb == "probe":
-            answer = probe(request)
+            answer = _probe(request)
         else:
             root = os.path.dirname(os.path.dirname(TOOLS))
             files.ensure_root(root)
             if verb == "fetch":
-                fetching.fetch(root, request, lambda head, body: send(out, head, body))
+                fetching.fetch(root, request, lambda head, body: _send(out, head, body))
                 answer = {}
             elif verb == "put":
-                answer = put(root, request, source)
+                answer = _put(root, request, source)
             else:
                 answer = VERBS[verb](root, request)
     except files.Refusal as error:
@@ -78,11 +79,11 @@ def main(arguments: "list[str]") -> int:
             "QUOTA": "the quota is used up ({}); make room there, or name another root=.",
         }.get(kind, "{}.")
         answer = {"error": kind, "message": text.format(error)}
-    send(out, dict(answer, end=True), ())
+    _send(out, dict(answer, end=True), ())
     return 0
 
 
-def send(out: Any, head: "dict[str, Any]", body: Any) -> None:
+def _send(out: Any, head: "dict[str, Any]", body: Any) -> None:
     data = json.dumps(head).encode()
     out.write(struct.pack("<I", len(data)) + data)
     for piece in body:
@@ -90,7 +91,7 @@ def send(out: Any, head: "dict[str, Any]", body: Any) -> None:
     out.flush()
 
 
-def probe(request: "dict[str, Any]") -> "dict[str, Any]":
+def _probe(request: "dict[str, Any]") -> "dict[str, Any]":
     """What there is here, and which Python tasks would get."""
     import platform
 
@@ -102,9 +103,10 @@ def probe(request: "dict[str, Any]") -> "dict[str, Any]":
         os.makedirs(os.path.dirname(path), exist_ok=True)
         files.write_whole(path, script)
     space = os.statvfs(root)
+    tools = os.path.join(root, "tools", os.path.basename(TOOLS))
     return {
         "root": root,
-        "agent": [sys.executable, "-ES", os.path.join(root, "tools", os.path.basename(TOOLS))],
+        "agent": [sys.executable, "-ES", os.path.join(tools, "__main__.py")],
         "secret": files.secret_of(root).hex(),
         "hostname": os.uname()[1],
         "boot": processes.boot_id(),
@@ -138,6 +140,8 @@ def _lingers() -> "bool | None":
 
 
 def _environment(script: "list[str]") -> "dict[str, Any]":
+    import subprocess
+
     try:
         done = subprocess.Popen(
             [*script, "check", "-c", CHECK],
@@ -163,13 +167,13 @@ def _environment(script: "list[str]") -> "dict[str, Any]":
 # -- bringing and starting --------------------------------------------------------------------
 
 
-def missing(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+def _missing(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Which values are not here; those that are count as used now."""
     lacking = [d for d in request["digests"] if not files.touch(files.blob_path(root, d))]
     return {"missing": lacking}
 
 
-def put(root: str, request: "dict[str, Any]", source: Any) -> "dict[str, Any]":
+def _put(root: str, request: "dict[str, Any]", source: Any) -> "dict[str, Any]":
     """Take values and specs; start the jobs if asked to."""
     for digest, size in request["blobs"]:
         _take(files.blob_path(root, digest), digest, size, source)
@@ -190,7 +194,7 @@ def put(root: str, request: "dict[str, Any]", source: Any) -> "dict[str, Any]":
             open(note, "ab").close()
             files.write_whole(path, json.dumps(spec).encode())
     if request["start"]:
-        return start(root, {"jobs": [spec["id"] for spec in request["jobs"]]})
+        return _start(root, {"jobs": [spec["id"] for spec in request["jobs"]]})
     return {}
 
 
@@ -227,14 +231,14 @@ def _take(path: str, digest: str, size: int, source: Any) -> None:
         raise
 
 
-def start(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+def _start(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Start supervisors, and wait until each has claimed its job."""
     waiting = {}
     for name in request["jobs"]:
         folder = files.job_folder(root, name)
         if files.claim_of(folder) is None and files.fresh_spec(folder) is not None:
             sys.stdout.flush()
-            supervisor.detach(TOOLS, folder)
+            launching.detach(TOOLS, folder)
             waiting[name] = folder
     deadline = time.monotonic() + CLAIMED
     while waiting and time.monotonic() < deadline:
@@ -247,7 +251,7 @@ def start(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
 # -- looking and stopping ---------------------------------------------------------------------
 
 
-def look(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+def _look(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """All that is known of jobs. What a dead supervisor left is ended first."""
     grace = request.get("launch_grace")
     found = []
@@ -264,7 +268,7 @@ def look(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     return {"jobs": found}
 
 
-def stop(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+def _stop(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Ask supervisors to end their jobs; with force, end everything now."""
     found = []
     for name in request["jobs"]:
@@ -301,7 +305,7 @@ def _force(folder: str, name: str, item: "dict[str, Any]") -> None:
     processes.end(name)
 
 
-def stop_tasks(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+def _stop_tasks(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Ask the supervisor of a pack to end or pass over some tasks."""
     folder = files.job_folder(root, request["job"])
     spec = files.fresh_spec(folder)
@@ -315,12 +319,12 @@ def stop_tasks(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     return {}
 
 
-def forbid(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+def _forbid(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Take claims, of jobs that are not here as well."""
     return {"jobs": [cleaning.forbid(root, name) for name in request["jobs"]]}
 
 
-def listing(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+def _listing(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Jobs of a store that are claimed and not over."""
     folder = os.path.dirname(files.marker(root, request["store"], "0" * 40))
     try:
@@ -338,13 +342,13 @@ def listing(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
 
 
 VERBS = {
-    "missing": missing,
-    "start": start,
-    "look": look,
-    "stop": stop,
-    "stop_tasks": stop_tasks,
-    "forbid": forbid,
-    "list": listing,
+    "missing": _missing,
+    "start": _start,
+    "look": _look,
+    "stop": _stop,
+    "stop_tasks": _stop_tasks,
+    "forbid": _forbid,
+    "list": _listing,
     "logs": fetching.logs,
     "release": cleaning.release,
     "sweep": cleaning.sweep,

@@ -48,6 +48,7 @@ class _Child:
         self.worker = _load_worker(os.path.join(tools, "worker.py"))
         self.context = type(sys)("_chelate_task_context")
         self.in_task = False
+        self.stopping = False
         self.pid = os.getpid()
 
     def tasks(self, indices: "list[int]") -> None:
@@ -65,6 +66,8 @@ class _Child:
             except (OSError, ValueError) as error:
                 refused = worker._no_code(error)
         for index in indices:
+            if self.stopping:  # the task before has swallowed it
+                os._exit(143)
             if os.path.exists(os.path.join(self.folder, "control", "cancel.{}".format(index))):
                 continue  # the supervisor records it
             self.one(runner, index, refused)
@@ -97,6 +100,8 @@ class _Child:
         before = _usage()
         try:
             self.in_task = True
+            if self.stopping:
+                os._exit(143)
             result = refused or runner.run(task["call"])
             self.in_task = False
         except self.worker.Terminated:
@@ -155,10 +160,10 @@ class _Child:
         files.write_whole(files.record_path(self.folder, self.run, index), record)
 
     def terminate(self, number: int, frame: Any) -> None:
+        self.stopping = True
         if self.in_task:
             self.in_task = False
             raise self.worker.Terminated("The task was told to stop.")
-        os._exit(143)
 
 
 def _settle_file(path: str, target: str) -> None:

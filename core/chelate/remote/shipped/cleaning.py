@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import time
 from typing import Any
 
@@ -130,8 +129,14 @@ def _remove(root: str, name: str) -> bool:
         os.unlink(os.path.join(folder, "spec.json"))
     except FileNotFoundError:
         pass
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder)
     return True
+
+
+def _clear(folder: str) -> None:
+    import shutil  # questions do without it, and come often
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
@@ -161,7 +166,7 @@ def sweep(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
         for name in os.listdir(os.path.join(root, kind)):
             path = os.path.join(root, kind, name)
             if re.match(pattern, name) and name != kept and os.path.getmtime(path) < before:
-                shutil.rmtree(path, ignore_errors=True)
+                _clear(path)
                 removed += 1
     return {"removed": removed}
 

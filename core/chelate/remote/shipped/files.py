@@ -88,12 +88,14 @@ def key_of(root: str, identifier: str) -> bytes:
 
 
 def job_folder(root: str, identifier: str) -> str:
+    """The directory of a job. Raises Refusal for what is no id."""
     if not _ID.match(identifier):
         raise Refusal("SPEC", "{!r} is not the name of a job.".format(identifier))
     return os.path.join(root, "jobs", identifier)
 
 
 def blob_path(root: str, digest: str) -> str:
+    """The file of a value. Raises Refusal for what is no digest."""
     if not _DIGEST.match(digest):
         raise Refusal("SPEC", "{!r} is not a digest.".format(digest))
     return os.path.join(root, "cas", digest[:2], digest)
@@ -107,6 +109,7 @@ def marker(root: str, store: str, identifier: str) -> str:
 
 
 def record_path(folder: str, run: int, index: int) -> str:
+    """The file that says how a task ended."""
     return os.path.join(folder, "run-{}".format(run), "record.{}".format(index))
 
 
@@ -134,6 +137,7 @@ def write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def read_json(path: str) -> "dict[str, Any] | None":
+    """A JSON object; None when there is none."""
     try:
         with open(path, "rb") as file:
             document = json.loads(file.read().decode())
@@ -187,6 +191,7 @@ def fresh_spec(folder: str) -> "dict[str, Any] | None":
 
 
 def is_over(folder: str) -> bool:
+    """Whether the last word has been said."""
     return os.path.exists(os.path.join(folder, "done"))
 
 
@@ -247,5 +252,6 @@ def _take_by_creation(target: str, data: bytes) -> bool:
 
 
 def append_log(folder: str, text: str) -> None:
+    """Add a line to the supervisor's log."""
     with open(os.path.join(folder, "supervisor.log"), "a", encoding="utf-8") as file:
         file.write("{} {}\n".format(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text))

@@ -16,6 +16,7 @@ MARK = "CHELATE_JOB"  # in the environment of everything that a job starts
 
 
 def boot_id() -> str:
+    """What changes with every start of the host; empty outside Linux."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
@@ -109,6 +110,7 @@ def members(identifier: str, root: int = 0) -> "set[int]":
 
 
 def send(pids: "set[int]", number: int) -> None:
+    """Signal each process that is still there."""
     for pid in pids:
         if pid > 1:
             try:

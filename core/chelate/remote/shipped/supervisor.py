@@ -9,8 +9,6 @@ import errno
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -23,13 +21,8 @@ HEARTBEAT = 10.0  # seconds
 LOOK = 0.5  # seconds between two looks at control files and deadlines
 POSTRUN = 300.0  # seconds that postrun may take
 TAIL = 16 * 1024
-SCRIPT = {
-    78: "ENV_MISMATCH",
-    81: "ENV_MISSING",
-    82: "ENV_MISSING",
-    83: "PRERUN",
-    84: "ENV_MISSING",
-}  # exit statuses of the job script
+# What the exit statuses of the job script mean.
+SCRIPT = {78: "ENV_MISMATCH", 81: "ENV_MISSING", 82: "ENV_MISSING", 83: "PRERUN", 84: "ENV_MISSING"}
 
 
 class Supervisor:
@@ -54,7 +47,7 @@ class Supervisor:
         self.spec = {}  # type: dict[str, Any]
         self.key = b""
         self.news = (-1, -1)
-        self.child = None  # type: subprocess.Popen[bytes] | None
+        self.child = None  # type: Any
         self.usage = None  # type: Any
         self.status = None  # type: int | None
         self.signalled = 0
@@ -79,7 +72,8 @@ class Supervisor:
         if not self.claim():
             return DUPLICATE
         processes.subreaper()
-        os.makedirs(self.path(), exist_ok=True)
+        self.patiently(lambda: os.makedirs(self.path(), exist_ok=True))
+        self.patiently(lambda: open(self.path("heartbeat"), "ab").close())
         try:
             self.tasks()
             processes.end(self.id, os.getpid())
@@ -136,7 +130,9 @@ class Supervisor:
         try:
             self.start(left)
         except OSError as error:
-            self.note("The job script cannot be started: {}.".format(error))
+            with open(self.path("script.err"), "a", encoding="utf-8") as file:
+                file.write("The job script cannot be started: {}.\n".format(error))
+            self.status = 84 << 8
             return False
         timed_out = -1
         dropped = -1
@@ -172,11 +168,14 @@ class Supervisor:
         environment[processes.MARK] = self.id
         script = files.blob_path(self.root, spec["script"])
         indices = ",".join(map(str, left))
-        command = [*spec["shell"], script, "run", self.tools, "child", self.folder]
+        command = [*spec["shell"], script, "run"]
+        command += [os.path.join(self.tools, "__main__.py"), "child", self.folder]
         self.begin([*command, str(self.run), indices], environment)
 
     def begin(self, command: "list[str]", environment: "dict[str, str]") -> None:
         """Start a command of the user's in a session of its own."""
+        import subprocess  # questions do without it, and come often
+
         out, err = (open(self.path("script." + name), "ab") for name in ("out", "err"))
         home = self.home()
         os.umask(self.umask)
@@ -214,9 +213,7 @@ class Supervisor:
         now = time.monotonic()
         if now - self.beat >= HEARTBEAT:
             self.beat = now
-            path = self.path("heartbeat")
-            if not files.touch(path):
-                open(path, "wb").close()
+            files.touch(self.path("heartbeat"))
 
     def reap(self) -> None:
         while True:
@@ -397,43 +394,3 @@ class Supervisor:
 
     def note(self, text: str) -> None:
         files.append_log(self.folder, text)
-
-
-def detach(tools: str, folder: str) -> None:
-    """Run the supervisor of a job in a process that nothing here holds on to."""
-    if os.fork():
-        os.wait()
-        return
-    # From here on nothing may return into the caller's code.
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        os.chdir(folder)
-        null = os.open(os.devnull, os.O_RDWR)
-        log = os.open(
-            os.path.join(folder, "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
-        )
-        os.dup2(null, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.closerange(3, 1024)
-        status = guarded(Supervisor(tools, folder, os.path.basename(folder), 0))
-    except BaseException:  # noqa: BLE001
-        status = 70
-    os._exit(status)
-
-
-def guarded(supervisor: Supervisor) -> int:
-    """Run to the end; what goes wrong in here is written down."""
-    try:
-        return supervisor.main()
-    except BaseException as error:  # noqa: BLE001 - nobody else would tell
-        import traceback
-
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        try:
-            supervisor.note(text)
-        except OSError:
-            sys.stderr.write(text)
-        return 70

@@ -9,6 +9,7 @@ from chelate.api import (
     AuthenticationError,
     ConfigError,
     Deferred,
+    ExecutorError,
     Job,
     JobHandle,
     Reason,
@@ -155,15 +156,11 @@ class Submitter:
                     raise ConfigError(f"{root}/logs cannot be made: {text}")
                 self._ready = True
             return await self._host.prepare(jobs)
-        except UnreachableError as error:
-            return [Deferred(job.key, str(error), error.retry_after) for job in jobs]
         except TransientError as error:
             # Without a start nothing runs yet, and all of it may be repeated.
             return [Deferred(job.key, str(error), error.retry_after) for job in jobs]
-        except AuthenticationError as error:
-            return [Rejected(job.key, Reason.AUTH, str(error)) for job in jobs]
-        except ConfigError as error:
-            return [Rejected(job.key, Reason.INVALID_SPEC, str(error)) for job in jobs]
+        except (ConfigError, ExecutorError) as error:
+            return [_rejected(job.key, error) for job in jobs]
 
     async def _submit(self, pairs: Sequence[_PAIR], root: str) -> list[RunOutcome]:
         """One sbatch for these jobs; their outcomes, all of one kind."""
@@ -179,10 +176,8 @@ class Submitter:
             return [Deferred(key, str(error), error.retry_after) for key in keys]
         except TransientError as error:
             return [Unknown(key, str(error)) for key in keys]
-        except AuthenticationError as error:
-            return [Rejected(key, Reason.AUTH, str(error)) for key in keys]
-        except ConfigError as error:
-            return [Rejected(key, Reason.INVALID_SPEC, str(error)) for key in keys]
+        except (ConfigError, ExecutorError) as error:
+            return [_rejected(key, error) for key in keys]
         answer = submitted_id(done.stdout.decode(errors="replace"))
         if answer is None or done.exit_status != 0:
             return [why_not_submitted(key, done) for key in keys]
@@ -192,6 +187,13 @@ class Submitter:
             Accepted(job.key, handle_of(job.key, native, cluster, [task.key for task in job.tasks]))
             for job, native in zip(jobs, ids, strict=True)
         ]
+
+
+def _rejected(key: str, error: Exception) -> Rejected:
+    """A refusal that asking again does not change; the host's own reason where it gave one."""
+    if isinstance(error, AuthenticationError):
+        return Rejected(key, Reason.AUTH, str(error))
+    return Rejected(key, getattr(error, "reason", Reason.INVALID_SPEC), str(error))
 
 
 def _cancelled(job: Job) -> bool:

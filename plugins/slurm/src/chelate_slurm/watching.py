@@ -28,7 +28,7 @@ from chelate_slurm.verdicts import ENDED, WAITING, Verdict, is_impossible, verdi
 __all__ = ["Watcher"]
 
 LOG = 64 * 1024  # bytes of a job's log that are told
-AGAIN = 10.0  # seconds before the same scancel is sent again
+AGAIN = 30.0  # seconds before the same scancel is sent again
 SETTLE = 2.0  # seconds for which the record of a job that Slurm ended may be on its way
 FRESH = 60.0  # seconds since a heartbeat for which a job that Slurm forgot counts as running
 

@@ -1,0 +1,271 @@
+"""The protocol with one rule removed. Each removal names where it hurts, and is undone by pytest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pytest import MonkeyPatch
+from tests.simulation.cluster import MODELS
+from tests.simulation.processes import Faults
+
+from chelate.contracts.executor import JobHandle
+from chelate.contracts.store import Commit
+from chelate.kernel import events as ev
+from chelate.kernel import machine, moves
+from chelate.kernel.lane_flights import Flights
+from chelate.kernel.lane_stops import Stops
+from chelate.kernel.lane_work import LaneWork
+from chelate.kernel.machine import Machine
+from chelate.kernel.turn import Turn
+from chelate.model import NodeStatus, Reason
+from chelate.store.sql import SQLStore
+from chelate.store.statements import Statements
+
+__all__ = ["PLANTED", "Planted"]
+
+S = NodeStatus
+_LOSSY = Faults(crash=0.003, plugin=0.02, lost=0.25)
+_CRASHES = Faults(crash=0.03, plugin=0.01, lost=0.05)
+_STALLS = Faults(stall=0.02, takeover=True)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """``plant`` removes a rule; the ``models`` and ``faults`` are those that the rule is for."""
+
+    plant: Callable[[MonkeyPatch], None]
+    models: tuple[str, ...]
+    faults: Faults = _LOSSY
+
+
+def _no_intent(patch: MonkeyPatch) -> None:
+    honest = Turn.commit
+
+    def commit(self: Turn) -> Commit | None:
+        stored = honest(self)
+        for dispatch_id, records in (stored.nodes if stored else {}).items():
+            stored.nodes[dispatch_id] = [r for r in records if r.status is not S.SUBMITTING]
+        return stored
+
+    patch.setattr(Turn, "commit", commit)
+
+
+def _resend_at_once(patch: MonkeyPatch) -> None:
+    def on_unsure(self: Machine, record: Any, event: Any) -> None:
+        if record.status is S.SUBMITTING:
+            self._begin(record, again=True)
+        else:
+            self._effects.append(ev.LookUp(record.node_id))
+
+    patch.setattr(Machine, "_on_unsure", on_unsure)
+
+
+def _change_model(name: str, **changes: Any) -> Callable[[MonkeyPatch], None]:
+    def plant(patch: MonkeyPatch) -> None:
+        model = MODELS[name]
+        limits = dataclasses.replace(model.limits, **changes.pop("limits", {}))
+        patch.setitem(MODELS, name, dataclasses.replace(model, limits=limits, **changes))
+
+    return plant
+
+
+def _no_tombstone(patch: MonkeyPatch) -> None:
+    async def take_claims(self: Flights, keys: Any) -> dict[str, JobHandle]:
+        return {}
+
+    patch.setattr(Flights, "take_claims", take_claims)
+
+
+def _tombstone_for_unresolved_only(patch: MonkeyPatch) -> None:
+    honest = Flights._lost
+
+    def lost(self: Flights, told: Any, flight: Any, reason: Any, message: str) -> None:
+        flight.running = True
+        honest(self, told, flight, reason, message)
+
+    patch.setattr(Flights, "_lost", lost)
+
+
+def _cancelled_when_asked(patch: MonkeyPatch) -> None:
+    def stop(self: Machine, record: Any, reason: Reason) -> None:
+        record.reason = reason.value
+        self._finish(record, S.CANCELLED, reason)
+
+    patch.setattr(moves.Moves, "_stop", stop)
+
+
+def _cancel_once(patch: MonkeyPatch) -> None:
+    def put_off(stop: Any, now: float) -> None:
+        stop.due = float("inf")
+        stop.first, stop.tries = now, 1
+
+    patch.setattr(Stops, "_put_off", staticmethod(put_off))
+    honest = Stops.part
+
+    async def part(self: Stops) -> None:
+        for stop in self._stops.values():
+            if stop.tries:
+                stop.due = float("inf")
+        await honest(self)
+
+    patch.setattr(Stops, "part", part)
+
+
+def _owner_unchecked(patch: MonkeyPatch) -> None:
+    writing: list[str] = []
+    honest_commit, honest_lock = SQLStore.commit, Statements.lock_dispatches
+
+    def commit(self: SQLStore, kernel_id: str, what: Commit, seen: int) -> Any:
+        writing.append(kernel_id)
+        try:
+            return honest_commit(self, kernel_id, what, seen)
+        finally:
+            writing.pop()
+
+    def lock(self: Statements, connection: Any, ids: Any) -> Any:
+        rows = honest_lock(self, connection, ids)
+        return [row._replace(owner=writing[-1]) for row in rows] if writing else rows
+
+    patch.setattr(SQLStore, "commit", commit)
+    patch.setattr(Statements, "lock_dispatches", lock)
+    patch.setattr(SQLStore, "_require_live", lambda self, *_: None)
+
+
+def _row_before_blob(patch: MonkeyPatch) -> None:
+    honest = SQLStore.commit
+
+    def commit(self: SQLStore, kernel_id: str, what: Commit, seen: int) -> Any:
+        blobs, what.blobs = what.blobs, {}
+        requests = honest(self, kernel_id, what, seen)
+        what.blobs = blobs
+        if not requests and blobs:
+            self._database.write(lambda link: self._sql().add_blobs(link, blobs))
+        return requests
+
+    patch.setattr(SQLStore, "commit", commit)
+
+
+def _flag_unchecked_in_the_lane(patch: MonkeyPatch) -> None:
+    async def runner(self: LaneWork) -> None:
+        wait = self._departures.wait(self._calls.now())
+        if wait != 0.0:
+            await self._calls.pause(wait)
+            return
+        await self._run_batch(self._departures.packed(self._departures.take()))
+
+    patch.setattr(LaneWork, "_runner", runner)
+
+
+def _sent_although_cancelled(patch: MonkeyPatch) -> None:
+    patch.setattr(Machine, "sent", lambda self, node: self._unsent.discard(node) is None)
+
+
+def _news_of_other_attempts(patch: MonkeyPatch) -> None:
+    honest = Machine.handle
+
+    def handle(self: Machine, events: Any, now: float) -> None:
+        listed = list(events)
+        for event in listed:
+            record = self.records.get(getattr(event, "node", None))
+            if record is not None and hasattr(event, "attempt"):
+                event.attempt = record.attempt
+        honest(self, listed, now)
+
+    patch.setattr(Machine, "handle", handle)
+
+
+def _ready_from_memory(patch: MonkeyPatch) -> None:
+    honest = Machine.resume
+
+    def resume(self: Machine, records: Any, now: float) -> None:
+        rows = list(records)
+        pending = dict(self._pending)
+        children, self._children = self._children, {}
+        honest(self, rows, now)
+        self._children, self._pending = children, pending
+
+    patch.setattr(Machine, "resume", resume)
+
+
+def _forgotten_at_restart(*statuses: NodeStatus) -> Callable[[MonkeyPatch], None]:
+    def plant(patch: MonkeyPatch) -> None:
+        honest = machine.unresolved
+        patch.setattr(
+            machine,
+            "unresolved",
+            lambda record, policy, now: []
+            if record.status in statuses
+            else honest(record, policy, now),
+        )
+
+    return plant
+
+
+def _released_before_stored(patch: MonkeyPatch) -> None:
+    honest = Flights._collect
+
+    async def collect(self: Flights, told: Any, ended: Any, partly: Any) -> None:
+        await honest(self, told, ended, partly)
+        self.let_go([outcome.key for outcome in told.outcomes])
+        await self._release()
+
+    patch.setattr(Flights, "_collect", collect)
+
+
+def _new_key_for_a_resend(patch: MonkeyPatch) -> None:
+    honest = Machine._begin
+
+    def begin(self: Machine, record: Any, *, again: bool = False) -> None:
+        if again:
+            record.key = f"{record.key.rpartition(':')[0]}:{int(record.key[-8:], 16) ^ 1:08x}"
+        honest(self, record, again=again)
+
+    patch.setattr(Machine, "_begin", begin)
+
+
+def _resends_count_as_unsent(patch: MonkeyPatch) -> None:
+    honest = Machine._begin
+    patch.setattr(Machine, "_begin", lambda self, record, *, again=False: honest(self, record))
+
+
+def _commit_ignores_cancels(patch: MonkeyPatch) -> None:
+    patch.setattr(Statements, "cancels", lambda self, link, kernel_id, seen: [])
+
+
+PLANTED = {
+    "no intent before the call": Planted(_no_intent, ("lookup",)),
+    "sent again at once after an unknown outcome": Planted(_resend_at_once, ("lookup",)),
+    "no quiet period": Planted(_change_model("lookup", limits={"find_grace": 0.0}), ("lookup",)),
+    "workers claim nothing": Planted(_change_model("claims", claim=False), ("claims",)),
+    "no tombstone": Planted(_no_tombstone, ("claims-only",)),
+    "tombstone for unresolved attempts only": Planted(
+        _tombstone_for_unresolved_only, ("claims", "claims-only")
+    ),
+    "absent is lost at once": Planted(
+        _change_model("lookup", limits={"absent_grace": 0.0}), ("lookup",)
+    ),
+    "cancelled when asked": Planted(_cancelled_when_asked, ("token",)),
+    "cancel is asked once": Planted(_cancel_once, ("token",)),
+    "owner and epoch unchecked": Planted(_owner_unchecked, ("claims",), _STALLS),
+    "row before blob": Planted(_row_before_blob, ("token",)),
+    "flag unchecked between commit and call": Planted(_flag_unchecked_in_the_lane, ("token",)),
+    "sent although cancelled in the same turn": Planted(_sent_although_cancelled, ("token",)),
+    "news of another attempt": Planted(_news_of_other_attempts, ("lookup",)),
+    "children readied from memory": Planted(_ready_from_memory, ("token",), _CRASHES),
+    "running tasks forgotten at a restart": Planted(
+        _forgotten_at_restart(S.SUBMITTED, S.RUNNING), ("token",), _CRASHES
+    ),
+    "intents forgotten at a restart": Planted(
+        _forgotten_at_restart(S.SUBMITTING), ("token",), _CRASHES
+    ),
+    "cancels forgotten at a restart": Planted(
+        _forgotten_at_restart(S.CANCELLING), ("token",), _CRASHES
+    ),
+    "released before it is stored": Planted(_released_before_stored, ("token",)),
+    "a new key for a resend": Planted(_new_key_for_a_resend, ("claims-only",)),
+    "resends count as unsent": Planted(_resends_count_as_unsent, ("claims-only",)),
+    "the commit ignores cancels": Planted(_commit_ignores_cancels, ("token",)),
+}
