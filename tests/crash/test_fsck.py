@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tests.services.postgres import PostgresServer, postgres_server, postgres_url
 
 from chelate.checking import Finding, Report, check_store
+from chelate.cli import main
 from chelate.errors import StoreUnavailableError
 from chelate.store import SQLStore
 
@@ -304,18 +306,24 @@ def test_a_hundred_thousand_tasks_take_less_than_ten_seconds(tmp_path: Path) -> 
 # -- the command ------------------------------------------------------------------------------
 
 
-def fsck(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("CHELATE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "chelate.cli", "fsck", *arguments],
-        env={**kept, "CHELATE_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+class Answer(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_the_command(home, ids, tmp_path) -> None:
+@pytest.fixture
+def fsck(monkeypatch, capsys) -> Callable[..., Answer]:
+    def run(home: Path, *arguments: str) -> Answer:
+        monkeypatch.setenv("CHELATE_HOME", str(home))
+        code = main(["fsck", *arguments])
+        out, err = capsys.readouterr()
+        return Answer(code, out, err)
+
+    return run
+
+
+def test_the_command(fsck, home, ids) -> None:
     names = [home / "chelate.db", *(home / "blobs").rglob("*")]
     before = {path: path.stat().st_mtime_ns for path in names}
     clean = fsck(home)
@@ -332,7 +340,7 @@ def test_the_command(home, ids, tmp_path) -> None:
     assert {item["invariant"] for item in findings} == {"I9", "I12"}
 
 
-def test_the_command_when_there_is_nothing_to_check(home, tmp_path) -> None:
+def test_the_command_when_there_is_nothing_to_check(fsck, home, tmp_path) -> None:
     nowhere = fsck(tmp_path / "nowhere")
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
     assert "There is no store" in nowhere.stderr

@@ -106,6 +106,21 @@ def test_a_host_without_python_is_named(make_host, tmp_path, monkeypatch):
     assert "no interpreter (no-such-python, no-other-python)" in answer.message
 
 
+def test_the_shim_of_a_version_manager_is_passed_over(make_host, tmp_path, monkeypatch):
+    shims = tmp_path / "shims"
+    shims.mkdir()
+    own = shims / f"python3.{sys.version_info[1]}"
+    own.write_text("#!/bin/sh\necho no such version >&2\nexit 127\n")
+    own.chmod(0o755)
+    real = shims / "python3"
+    real.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    real.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shims}:/usr/bin:/bin")
+    host = make_host(environment=Environment())
+    (outcome,) = asyncio.run(host.run(host.maker.job(add, 1, 2)))
+    assert value(outcome) == 3
+
+
 def test_a_host_with_an_old_python_alone_is_named(make_host, tmp_path, monkeypatch):
     only(monkeypatch, pretender(tmp_path, (2, 7, 5)), pretender(tmp_path, (3, 5, 1)))
     answer = refused(make_host())

@@ -34,7 +34,7 @@ import pytest
 __all__ = ["PROGRAMS", "SlurmCluster", "is_installed", "slurm_cluster", "start"]
 
 PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol")
-_DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
+_DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
@@ -145,7 +145,8 @@ class SlurmCluster:
         # Held open by the child alone: a pipe would fill, and pytest's own streams would leak.
         with (self.folder / f"{key}.out").open("ab") as log:
             self.daemons[key] = subprocess.Popen(
-                [_which(argv[0]), *argv[1:]],
+                # Gone with the tests, also when those are killed.
+                ["setpriv", "--pdeathsig", "KILL", "--", _which(argv[0]), *argv[1:]],
                 cwd=self.folder,
                 env={**os.environ, "SLURM_CONF": str(self.conf), "PATH": _PATH},
                 stdin=subprocess.DEVNULL,

@@ -287,9 +287,7 @@ class _Story:
         if rng.random() < 0.3:
             universe.at(rng.uniform(0.0, 40.0), self.start_kernel)
         storm = rng.uniform(20.0, 120.0)
-        universe.run(
-            lambda: self._at_rest(), seconds=storm, steps=60_000
-        )
+        universe.run(lambda: self._at_rest(), seconds=storm, steps=60_000)
         universe.log("CALM")
         universe.calm = True
         self._user()
@@ -328,9 +326,7 @@ class _Story:
         )
 
     def _on_its_way(self) -> bool:
-        return any(
-            backend.on_its_way or backend.living() for backend in self.backends.values()
-        )
+        return any(backend.on_its_way or backend.living() for backend in self.backends.values())
 
     def end(self) -> None:
         for process in self.alive():
@@ -355,7 +351,7 @@ def run_seed(
     story = _Story(seed, bench, tracing, models, faults)
     try:
         story.play()
-    except Exception as error:  # noqa: BLE001 - a broken kernel is a finding like any other
+    except Exception as error:
         story.universe.blame(f"{type(error).__name__}: {error}")
         if tracing:
             raise

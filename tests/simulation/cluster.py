@@ -15,9 +15,14 @@ from chelate.model import Reason
 __all__ = ["MODELS", "TOMB", "Backend", "Instance", "Model"]
 
 TOMB = -1
-_COMMON = dict(
-    run_batch=4, poll_min=1.0, poll_max=8.0, call_timeout=10.0, absent_grace=15.0, cancel_grace=4.0
-)
+_COMMON: dict[str, Any] = {
+    "run_batch": 4,
+    "poll_min": 1.0,
+    "poll_max": 8.0,
+    "call_timeout": 10.0,
+    "absent_grace": 15.0,
+    "cancel_grace": 4.0,
+}
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,7 @@ class Backend:
             listener()
 
     def handle(self, instance: Instance) -> JobHandle:
-        return JobHandle(
-            instance.key, self.model.name, str(instance.number), {}, (instance.key,)
-        )
+        return JobHandle(instance.key, self.model.name, str(instance.number), {}, (instance.key,))
 
     def of(self, handle: JobHandle) -> Instance:
         return self.instances[int(handle.native_id)]
@@ -186,7 +189,9 @@ class Backend:
         self.bodies.append(Body(key, instance.number, self.universe.now))
         self._log(f"{instance.number} runs the body of {key}")
         self.universe.at(self.span(key), lambda: self._finish(instance))
-        if self.model.capabilities.detached and rng.random() < 0.08:  # the scheduler does not see it for a while
+        if (
+            self.model.capabilities.detached and rng.random() < 0.08
+        ):  # the scheduler does not see it for a while
             instance.hidden_until = self.universe.now + rng.uniform(0.0, 10.0)
         self._changed()
 

@@ -112,7 +112,12 @@ class Examiner:
             "SELECT key, status FROM nodes WHERE dispatch_id = ? AND node_id = ?", dispatch_id, node
         )
         ended = instance.state == "ENDED" and instance.outcome is not None and instance.outcome.ok
-        if ended and not self.stale and row[0] == instance.key and row[1] not in (*FINAL, "EXPANDED"):
+        if (
+            ended
+            and not self.stale
+            and row[0] == instance.key
+            and row[1] not in (*FINAL, "EXPANDED")
+        ):
             self.universe.blame(f"{instance.key} is released while its row says {row[1]}")
 
     def committed(self, process: Any, commit: Commit) -> None:
@@ -152,7 +157,8 @@ class Examiner:
                 blame(f"I13 acknowledged dispatch {dispatch_id} is gone")
         for dispatch_id in self.open_dispatches():
             rows = self.database.execute(
-                "SELECT node_id, status, error, attempt, handle FROM nodes WHERE dispatch_id = ?", (dispatch_id,)
+                "SELECT node_id, status, error, attempt, handle FROM nodes WHERE dispatch_id = ?",
+                (dispatch_id,),
             )
             blame(f"I1 {dispatch_id} never ends: {list(rows)}")
         for dispatch_id in sorted(known):
@@ -249,7 +255,9 @@ class Examiner:
         ]
         done = end is not None and end[1] in (NodeStatus.COMPLETED, NodeStatus.FAILED)
         row = self._one(
-            "SELECT key, child_id FROM nodes WHERE dispatch_id = ? AND node_id = ?", dispatch_id, node
+            "SELECT key, child_id FROM nodes WHERE dispatch_id = ? AND node_id = ?",
+            dispatch_id,
+            node,
         )
         if asked and done and body.ended > min(asked) + 10.0 and row == (body.key, None):
             self.universe.blame(

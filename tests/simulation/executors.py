@@ -210,7 +210,9 @@ class _Sim(Executor):
         held = {}
         for key in keys:
             number = backend.claims.setdefault(key, TOMB)
-            backend.universe.log(f"the claim of {key} is {'held' if number >= 0 else 'a tombstone'}")
+            backend.universe.log(
+                f"the claim of {key} is {'held' if number >= 0 else 'a tombstone'}"
+            )
             if number != TOMB:
                 held[key] = backend.handle(backend.instances[number])
         await self._weather("forbid")
@@ -248,5 +250,3 @@ def executor_class(backend: Backend, process: Any) -> type[Executor]:
             "process": process,
         },
     )
-
-

@@ -1,4 +1,4 @@
-"""The protocol with one rule removed. Each removal names where it hurts, and is undone by pytest."""
+"""The protocol with one rule removed; each removal names where it hurts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pytest import MonkeyPatch
+import pytest
 from tests.simulation.cluster import MODELS
 from tests.simulation.processes import Faults
 
@@ -36,12 +36,12 @@ _STALLS = Faults(stall=0.02, takeover=True)
 class Planted:
     """``plant`` removes a rule; the ``models`` and ``faults`` are those that the rule is for."""
 
-    plant: Callable[[MonkeyPatch], None]
+    plant: Callable[[pytest.MonkeyPatch], None]
     models: tuple[str, ...]
     faults: Faults = _LOSSY
 
 
-def _no_intent(patch: MonkeyPatch) -> None:
+def _no_intent(patch: pytest.MonkeyPatch) -> None:
     honest = Turn.commit
 
     def commit(self: Turn) -> Commit | None:
@@ -53,7 +53,7 @@ def _no_intent(patch: MonkeyPatch) -> None:
     patch.setattr(Turn, "commit", commit)
 
 
-def _resend_at_once(patch: MonkeyPatch) -> None:
+def _resend_at_once(patch: pytest.MonkeyPatch) -> None:
     def on_unsure(self: Machine, record: Any, event: Any) -> None:
         if record.status is S.SUBMITTING:
             self._begin(record, again=True)
@@ -63,8 +63,8 @@ def _resend_at_once(patch: MonkeyPatch) -> None:
     patch.setattr(Machine, "_on_unsure", on_unsure)
 
 
-def _change_model(name: str, **changes: Any) -> Callable[[MonkeyPatch], None]:
-    def plant(patch: MonkeyPatch) -> None:
+def _change_model(name: str, **changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    def plant(patch: pytest.MonkeyPatch) -> None:
         model = MODELS[name]
         limits = dataclasses.replace(model.limits, **changes.pop("limits", {}))
         patch.setitem(MODELS, name, dataclasses.replace(model, limits=limits, **changes))
@@ -72,14 +72,14 @@ def _change_model(name: str, **changes: Any) -> Callable[[MonkeyPatch], None]:
     return plant
 
 
-def _no_tombstone(patch: MonkeyPatch) -> None:
+def _no_tombstone(patch: pytest.MonkeyPatch) -> None:
     async def take_claims(self: Flights, keys: Any) -> dict[str, JobHandle]:
         return {}
 
     patch.setattr(Flights, "take_claims", take_claims)
 
 
-def _tombstone_for_unresolved_only(patch: MonkeyPatch) -> None:
+def _tombstone_for_unresolved_only(patch: pytest.MonkeyPatch) -> None:
     honest = Flights._lost
 
     def lost(self: Flights, told: Any, flight: Any, reason: Any, message: str) -> None:
@@ -89,7 +89,7 @@ def _tombstone_for_unresolved_only(patch: MonkeyPatch) -> None:
     patch.setattr(Flights, "_lost", lost)
 
 
-def _cancelled_when_asked(patch: MonkeyPatch) -> None:
+def _cancelled_when_asked(patch: pytest.MonkeyPatch) -> None:
     def stop(self: Machine, record: Any, reason: Reason) -> None:
         record.reason = reason.value
         self._finish(record, S.CANCELLED, reason)
@@ -97,7 +97,7 @@ def _cancelled_when_asked(patch: MonkeyPatch) -> None:
     patch.setattr(moves.Moves, "_stop", stop)
 
 
-def _cancel_once(patch: MonkeyPatch) -> None:
+def _cancel_once(patch: pytest.MonkeyPatch) -> None:
     def put_off(stop: Any, now: float) -> None:
         stop.due = float("inf")
         stop.first, stop.tries = now, 1
@@ -114,7 +114,7 @@ def _cancel_once(patch: MonkeyPatch) -> None:
     patch.setattr(Stops, "part", part)
 
 
-def _owner_unchecked(patch: MonkeyPatch) -> None:
+def _owner_unchecked(patch: pytest.MonkeyPatch) -> None:
     writing: list[str] = []
     honest_commit, honest_lock = SQLStore.commit, Statements.lock_dispatches
 
@@ -134,7 +134,7 @@ def _owner_unchecked(patch: MonkeyPatch) -> None:
     patch.setattr(SQLStore, "_require_live", lambda self, *_: None)
 
 
-def _row_before_blob(patch: MonkeyPatch) -> None:
+def _row_before_blob(patch: pytest.MonkeyPatch) -> None:
     honest = SQLStore.commit
 
     def commit(self: SQLStore, kernel_id: str, what: Commit, seen: int) -> Any:
@@ -148,7 +148,7 @@ def _row_before_blob(patch: MonkeyPatch) -> None:
     patch.setattr(SQLStore, "commit", commit)
 
 
-def _flag_unchecked_in_the_lane(patch: MonkeyPatch) -> None:
+def _flag_unchecked_in_the_lane(patch: pytest.MonkeyPatch) -> None:
     async def runner(self: LaneWork) -> None:
         wait = self._departures.wait(self._calls.now())
         if wait != 0.0:
@@ -159,25 +159,7 @@ def _flag_unchecked_in_the_lane(patch: MonkeyPatch) -> None:
     patch.setattr(LaneWork, "_runner", runner)
 
 
-def _sent_although_cancelled(patch: MonkeyPatch) -> None:
-    patch.setattr(Machine, "sent", lambda self, node: self._unsent.discard(node) is None)
-
-
-def _news_of_other_attempts(patch: MonkeyPatch) -> None:
-    honest = Machine.handle
-
-    def handle(self: Machine, events: Any, now: float) -> None:
-        listed = list(events)
-        for event in listed:
-            record = self.records.get(getattr(event, "node", None))
-            if record is not None and hasattr(event, "attempt"):
-                event.attempt = record.attempt
-        honest(self, listed, now)
-
-    patch.setattr(Machine, "handle", handle)
-
-
-def _ready_from_memory(patch: MonkeyPatch) -> None:
+def _ready_from_memory(patch: pytest.MonkeyPatch) -> None:
     honest = Machine.resume
 
     def resume(self: Machine, records: Any, now: float) -> None:
@@ -190,21 +172,21 @@ def _ready_from_memory(patch: MonkeyPatch) -> None:
     patch.setattr(Machine, "resume", resume)
 
 
-def _forgotten_at_restart(*statuses: NodeStatus) -> Callable[[MonkeyPatch], None]:
-    def plant(patch: MonkeyPatch) -> None:
+def _forgotten_at_restart(*statuses: NodeStatus) -> Callable[[pytest.MonkeyPatch], None]:
+    def plant(patch: pytest.MonkeyPatch) -> None:
         honest = machine.unresolved
         patch.setattr(
             machine,
             "unresolved",
-            lambda record, policy, now: []
-            if record.status in statuses
-            else honest(record, policy, now),
+            lambda record, policy, now: (
+                [] if record.status in statuses else honest(record, policy, now)
+            ),
         )
 
     return plant
 
 
-def _released_before_stored(patch: MonkeyPatch) -> None:
+def _released_before_stored(patch: pytest.MonkeyPatch) -> None:
     honest = Flights._collect
 
     async def collect(self: Flights, told: Any, ended: Any, partly: Any) -> None:
@@ -215,7 +197,7 @@ def _released_before_stored(patch: MonkeyPatch) -> None:
     patch.setattr(Flights, "_collect", collect)
 
 
-def _new_key_for_a_resend(patch: MonkeyPatch) -> None:
+def _new_key_for_a_resend(patch: pytest.MonkeyPatch) -> None:
     honest = Machine._begin
 
     def begin(self: Machine, record: Any, *, again: bool = False) -> None:
@@ -226,12 +208,12 @@ def _new_key_for_a_resend(patch: MonkeyPatch) -> None:
     patch.setattr(Machine, "_begin", begin)
 
 
-def _resends_count_as_unsent(patch: MonkeyPatch) -> None:
+def _resends_count_as_unsent(patch: pytest.MonkeyPatch) -> None:
     honest = Machine._begin
     patch.setattr(Machine, "_begin", lambda self, record, *, again=False: honest(self, record))
 
 
-def _commit_ignores_cancels(patch: MonkeyPatch) -> None:
+def _commit_ignores_cancels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Statements, "cancels", lambda self, link, kernel_id, seen: [])
 
 
@@ -252,8 +234,6 @@ PLANTED = {
     "owner and epoch unchecked": Planted(_owner_unchecked, ("claims",), _STALLS),
     "row before blob": Planted(_row_before_blob, ("token",)),
     "flag unchecked between commit and call": Planted(_flag_unchecked_in_the_lane, ("token",)),
-    "sent although cancelled in the same turn": Planted(_sent_although_cancelled, ("token",)),
-    "news of another attempt": Planted(_news_of_other_attempts, ("lookup",)),
     "children readied from memory": Planted(_ready_from_memory, ("token",), _CRASHES),
     "running tasks forgotten at a restart": Planted(
         _forgotten_at_restart(S.SUBMITTED, S.RUNNING), ("token",), _CRASHES

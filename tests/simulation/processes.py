@@ -298,5 +298,3 @@ class Process:
             return False
         self.universe.log(f"{what} is acknowledged")
         return True
-
-

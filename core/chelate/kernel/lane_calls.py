@@ -70,6 +70,8 @@ class LaneCalls:
         try:
             return await asyncio.wait_for(contained(call, what), self.limits.call_timeout)
         except asyncio.TimeoutError as error:
+            if error.args:
+                raise  # the plugin's own
             limit = self.limits.call_timeout
             raise TimeoutError(f"{what}() did not answer within {limit:g} s.") from error
 

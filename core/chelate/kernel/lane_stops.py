@@ -168,7 +168,7 @@ class Stops:
         text = sentence(error)
         _LOG.warning("Executor %s: a cancel failed: %s", self._calls.name, text, exc_info=error)
         self._calls.trouble(text)
-        self._failures.update(dict.fromkeys(keys, f"the last answer was: {text}"))
+        self._failures.update(dict.fromkeys(keys, f"the last answer was: {text.rstrip('.')}"))
 
     async def _cancel_part(self, handle: JobHandle, keys: list[str], *, force: bool) -> None:
         """Some tasks of a packed job; without the executor's help they end with the job."""

@@ -65,11 +65,15 @@ if [ "$mode" = post ]; then
   eval "$postrun"
   exit $?
 fi
-for python in $pythons; do
-  if command -v "$python" >/dev/null 2>&1; then exec "$python" "$@"; fi
-done
-fail 84 "There is no interpreter on this host named: $pythons"
 """
+_ONE = 'if command -v "$pythons" >/dev/null 2>&1; then exec "$pythons" "$@"; fi\n'
+_FIRST = """\
+for python in $pythons; do
+  # A version manager may have a shim for a version that it does not have.
+  if "$python" -ESc '' >/dev/null 2>&1 </dev/null; then exec "$python" "$@"; fi
+done
+"""
+_NONE = 'fail 84 "There is no interpreter on this host named: $pythons"\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +194,12 @@ class Environment:
                 parts.append(f"{name}={_path(value)}\n{text}")
         parts.append(f"prerun={shlex.quote(self.prerun)}\npostrun={shlex.quote(self.postrun)}\n")
         if self.python is not None:
-            tail = _TAIL.replace("for python in $pythons", 'for python in "$pythons"')
-            parts.append(f"pythons={_path(self.python)}\n{tail}")
+            parts.append(f"pythons={_path(self.python)}\n{_TAIL}{_ONE}{_NONE}")
         elif self.conda or self.venv:
-            parts.append(f"pythons=python\n{_TAIL}")
+            parts.append(f"pythons=python\n{_TAIL}{_ONE}{_NONE}")
         else:
             own = f"python3.{sys.version_info[1]}"
-            parts.append(f"pythons='{own} python3 python'\n{_TAIL}")
+            parts.append(f"pythons='{own} python3 python'\n{_TAIL}{_FIRST}{_NONE}")
         return "".join(parts).encode()
 
 

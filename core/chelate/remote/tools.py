@@ -64,7 +64,8 @@ if size:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
-        sys.stderr.write("\n%s" % error)
+        shutil.rmtree(part, ignore_errors=True)
+        sys.stderr.write("\\n%s" % error)
         sys.exit(95)
     try:
         os.rename(part, tools)
@@ -86,8 +87,12 @@ for python in "$@"; do
   case $python in "~/"*) python=$HOME/${python#??} ;; esac
   python=$(command -v "$python" 2>/dev/null) || continue
   "$python" -ES -c "$begin" "$root" "$digest" "$size"
-  status=$?
-  [ $status -eq 97 ] || break
+  code=$?
+  case $code in
+    97) status=97 ;;
+    126 | 127) ;; # the shim of a version manager that has no such version
+    *) exit $code ;;
+  esac
 done
 exit $status
 """

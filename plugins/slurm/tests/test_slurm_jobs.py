@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.services.slurm import SlurmCluster
+from tests.services.slurm import PROGRAMS, SlurmCluster
 
 import chelate as ct
 
@@ -419,18 +419,22 @@ def refusal(executor: Any, **more: Any) -> dict[str, Any]:
         ({"options": {"bogus": "x"}}, "INVALID_SPEC", "unrecognized option '--bogus=x'"),
         ({"nodes": 99}, "UNSCHEDULABLE", "it asks for more than the partition has"),
         ({"time": "30-0"}, "UNSCHEDULABLE", "more time than the partition allows"),
-        ({"python": "/usr/bin/env"}, "ENV_MISSING", ""),
         ({"prerun": "false"}, "PRERUN", "The prerun"),
-        ({"slurm_bin": "/nowhere", "poll_min": 0.2}, "PLUGIN", "slurm_bin="),
     ],
 )  # fmt: skip
-def test_what_cannot_run_says_why(make_executor, more, reason, words, monkeypatch):
-    if "slurm_bin" in more:
-        # The real programs may be on the path of this machine.
-        monkeypatch.setenv("PATH", "/usr/local/nothing")
+def test_what_cannot_run_says_why(make_executor, more, reason, words):
     node = refusal(make_executor(**more))
     assert (node["reason"], node["attempts"]) == (reason, 1)
     assert words in node["error"]
+
+
+def test_without_slurm_the_sentence_says_what_to_do(cluster, make_executor):
+    for name in PROGRAMS:
+        cluster.write_program(name, "exit 127")
+    node = refusal(make_executor())
+    assert "scontrol was not found" in node["error"]
+    assert "slurm_bin=" in node["error"]
+    assert node["reason"] == "PLUGIN"
 
 
 def test_a_limit_on_submitted_jobs_is_waited_for(cluster, tmp_path):

@@ -273,8 +273,11 @@ def test_what_can_never_start_is_taken_out_of_the_queue():
     assert "more time than the partition allows" in seen.message
 
 
-@pytest.mark.parametrize("why", ["Priority", "Resources", "ReqNodeNotAvail, UnavailableNodes:n2",
-                                 "PartitionDown", "JobHeldUser", "QOSMaxJobsPerUserLimit"])  # fmt: skip
+@pytest.mark.parametrize(
+    "why",
+    ["Priority", "Resources", "ReqNodeNotAvail, UnavailableNodes:n2", "PartitionDown"]
+    + ["JobHeldUser", "QOSMaxJobsPerUserLimit"],
+)
 def test_what_may_still_start_waits(why):
     scene = Scene()
     scene.row("PENDING", why)

@@ -55,7 +55,12 @@ def failures(executors: dict[str, SSHExecutor]) -> dict[str, str]:
     def task() -> int:
         return 7
 
-    electrons = {name: ct.electron(task, executor=executor) for name, executor in executors.items()}
+    electrons = {
+        name: ct.electron(
+            task, executor=executor, resources=ct.Resources(cpus=2 if "many" in name else 1)
+        )
+        for name, executor in executors.items()
+    }
 
     @ct.lattice
     def flow() -> list[int]:

@@ -61,6 +61,7 @@ def table(outcome: Outcome) -> str:
     rows += [("dispatches", sum(outcome.dispatches.values()))]
     rows += [(f"  {status}", many) for status, many in sorted(outcome.dispatches.items())]
     rows += [("cancels acknowledged", outcome.cancels), ("executions", outcome.executions)]
+    rows += [("  in jobs of the scheduler", outcome.remote)]
     rows += [("ends compared with the process table", outcome.looks)]
     lines = [f"{name:40} {number:>10}" for name, number in rows]
     for name, values in (

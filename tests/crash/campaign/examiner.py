@@ -21,20 +21,21 @@ SLACK = 0.02  # seconds by which two processes' readings of one clock may seem o
 
 
 class Line(NamedTuple):
-    """One line of the ledger."""
+    """One line of the ledger; ``job`` is the scheduler's, ``-`` for a local task."""
 
     at: float
     word: str
     key: str
     restart: int
     pid: int
+    job: str
 
 
 def read_ledger(folder: Path) -> list[Line]:
     """All lines, in the order in which they were written."""
     path = folder / "ledger"
     fields = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-    return [Line(float(a), word, key, int(b), int(c)) for a, word, key, b, c in fields]
+    return [Line(float(at), *words, int(a), int(b), job) for at, *words, a, b, job in fields]
 
 
 @dataclass(slots=True)
@@ -128,7 +129,9 @@ def _acknowledged(found: _Store, journal: list[dict], store: SQLStore) -> list[s
 
 def _any_cancel(found: _Store, dispatch_id: str) -> bool:
     return any(
-        row.cancel_requested for (dispatch, _), row in found.nodes.items() if dispatch == dispatch_id
+        row.cancel_requested
+        for (dispatch, _), row in found.nodes.items()
+        if dispatch == dispatch_id
     )
 
 
@@ -157,13 +160,13 @@ def _executions(found: _Store, lines: list[Line]) -> list[str]:
             first = min(line.at for line in attempts[attempt])
             if first < last - SLACK:
                 wrong.append(
-                    f"{dispatch}:{node} began attempt {attempt} at {first:.3f} while an earlier one "
-                    f"ran on until {last:.3f}: {attempts}"
+                    f"{dispatch}:{node} began attempt {attempt} at {first:.3f}, and an earlier one "
+                    f"ran until {last:.3f}: {attempts}"
                 )
             last = max(last, *(line.at for line in attempts[attempt]))
         if row.ended_at is not None and last > row.ended_at + SLACK:
             wrong.append(
-                f"{row.key} ran until {last:.3f}, after its end as {row.status} at {row.ended_at:.3f}"
+                f"{row.key} was {row.status} at {row.ended_at:.3f}, and ran until {last:.3f}"
             )
         if row.status is NodeStatus.COMPLETED and not row.child_id:
             words = [line.word for line in attempts[row.attempt] if line.key == row.key]

@@ -42,7 +42,9 @@ def look(folder: Path) -> list[Seen]:
         if fields[0] in (b"Z", b"X"):
             continue
         pairs = (item.partition("=") for item in environ.decode(errors="replace").split("\0"))
-        environment = {key: value for key, _, value in pairs if key.startswith(("CHELATE_", "FAKE_"))}
+        environment = {
+            key: value for key, _, value in pairs if key.startswith(("CHELATE_", "FAKE_"))
+        }
         text = command.decode(errors="replace").replace("\0", " ").strip()
         role = _role(text, environment)
         found.append(Seen(int(name), int(fields[19]), role, text, environment))

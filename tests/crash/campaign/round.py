@@ -1,4 +1,4 @@
-"""One round: processes are started, killed and stopped at random, and looked at until all is quiet."""
+"""One round: processes are killed and stopped at random, then looked at until all is quiet."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import chelate
-from chelate.contracts.store import DispatchFilter
-from chelate.model import Status
-from chelate.store import SQLStore
 from tests.crash.campaign import processes, scheduler
 from tests.crash.campaign.examiner import Watch, examine, read_ledger
 from tests.crash.campaign.kernels import Kernels
 from tests.crash.campaign.workload import journalled
 
+import chelate
+from chelate.contracts.store import DispatchFilter
+from chelate.model import FINAL, Status
+from chelate.store import SQLStore
+
 __all__ = ["Outcome", "Round"]
 
 HERE = Path(__file__).parent
 WEIGHTS = {
-    "kernel": 24,
+    "kernel": 16,
     "worker": 22,
     "child": 14,
     "supervisor": 12,
@@ -60,6 +61,7 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
     dispatches: Counter[str] = field(default_factory=Counter)
     executions: int = 0
+    remote: int = 0  # of them, in jobs of the scheduler
     cancels: int = 0
     looks: int = 0
     restarts: list[float] = field(default_factory=list)  # until a new kernel is open
@@ -71,7 +73,7 @@ class Outcome:
         """Take in another round."""
         for name in ("kills", "dispatches"):
             getattr(self, name).update(getattr(other, name))
-        for name in ("executions", "cancels", "looks", "seconds"):
+        for name in ("executions", "remote", "cancels", "looks", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("violations", "restarts", "adoptions"):
             getattr(self, name).extend(getattr(other, name))
@@ -132,7 +134,8 @@ class Round:
 
     def start(self, name: str) -> None:
         if name != "scheduler":
-            self.opening[name] = time.monotonic()
+            if self.outcome.kills:
+                self.opening[name] = time.monotonic()
             self.kernels.start(name)
             return
         command = [sys.executable, "-ISE", str(HERE / "scheduler.py"), "serve"]
@@ -200,24 +203,17 @@ class Round:
         return sum(many for kind, many in self.outcome.kills.items() if kind.startswith("stop "))
 
     def fault(self) -> None:
-        """One fault of a kind for which there is a process."""
-        running = set(self.kernels.pids.values())
-        seen = [
-            one
-            for one in processes.look(self.folder)
-            if one.pid not in self.asleep and (one.role != "kernel" or one.pid in running)
-        ]
-        kinds = [
-            kind
-            for kind in WEIGHTS
-            if any(one.role == kind.removeprefix("stop ") for one in seen)
-        ]
-        if not kinds:
-            return
-        kind = self.rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
-        victims = sorted(one.pid for one in seen if one.role == kind.removeprefix("stop "))
+        """One fault, of a kind that is drawn first and then waited for a moment."""
+        kind = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        role = kind.removeprefix("stop ")
+        deadline = time.monotonic() + 1.0
+        while not (victims := self.victims(role)):
+            self.tend()
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
         victim = self.rng.choice(victims)
-        stop = kind.startswith("stop ")
+        stop = kind != role
         if kind == "kernel":
             self.orphan(victim)
         try:
@@ -227,6 +223,12 @@ class Round:
         self.outcome.kills[kind] += 1
         if stop:
             self.asleep[victim] = time.monotonic() + self.rng.uniform(0.2, 3.0)
+
+    def victims(self, role: str) -> list[int]:
+        if role == "kernel":
+            return sorted(set(self.kernels.pids.values()) - self.asleep.keys())
+        seen = processes.look(self.folder)
+        return sorted(one.pid for one in seen if one.role == role and one.pid not in self.asleep)
 
     def orphan(self, pid: int) -> None:
         """Remember which kernel dies, to see when its dispatches are owned again."""
@@ -293,18 +295,22 @@ class Round:
                 look = now
                 self.outcome.violations += watch.look()
             if now > deadline:
-                query = DispatchFilter(status=ALIVE, roots_only=False, limit=10_000)
-                left = [
-                    (record.dispatch_id, record.name, str(record.status), record.owner, [
-                        (row.node_id, str(row.status), row.key, row.cancel_requested)
-                        for row in self.store.nodes(record.dispatch_id)
-                        if row.status not in ("COMPLETED", "CANCELLED", "FAILED", "SKIPPED")
-                    ])
-                    for record in self.store.dispatches(query)
-                ]
+                left = "; ".join(self.unfinished())
                 self.outcome.violations.append(f"did not end within {self.patience:g} s: {left}")
                 return
             time.sleep(0.05)
+
+    def unfinished(self) -> list[str]:
+        query = DispatchFilter(status=ALIVE, roots_only=False, limit=10_000)
+        return [
+            f"{record.dispatch_id} ({record.name}, {record.status}, of {record.owner}): "
+            + ", ".join(
+                f"{row.node_id} {row.status} {row.key} cancel={row.cancel_requested}"
+                for row in self.store.nodes(record.dispatch_id)
+                if row.status not in FINAL
+            )
+            for record in self.store.dispatches(query)
+        ]
 
     def leftovers(self) -> None:
         """After the end nothing lives but the scheduler."""
@@ -318,12 +324,14 @@ class Round:
                 break
             time.sleep(0.1)
         self.outcome.violations += [
-            f"process {one.pid} ({one.role}) outlived everything: {one.command:.200}" for one in left
+            f"process {one.pid} ({one.role}) outlived everything: {one.command:.200}"
+            for one in left
         ]
 
     def count(self) -> None:
         lines = read_ledger(self.folder)
         self.outcome.executions = sum(line.word == "start" for line in lines)
+        self.outcome.remote = sum(line.word == "start" and line.job != "-" for line in lines)
         journal = journalled(self.folder)
         self.outcome.cancels = sum(line["do"] == "cancel" for line in journal)
         known = [self.store.dispatch(x["id"]) for x in journal if x["do"] == "dispatch"]

@@ -255,7 +255,8 @@ class Controller:
             over = job["state"] in OVER and now > job["ended"] + submission["keep"]
             if over or now < submission["visible"] or (wanted and job["base"] not in wanted):
                 continue
-            state = "COMPLETING" if job.get("ending") and job["state"] == "RUNNING" else job["state"]
+            dying = job.get("ending") and job["state"] == "RUNNING"
+            state = "COMPLETING" if dying else job["state"]
             node = "node1" if job["pid"] else ""
             reason = "None" if job["state"] != "PENDING" else "Resources"
             lines.append(f"{name}|{job['base']}|{state}|{node}|{reason}|{submission['name']}\n")
@@ -268,7 +269,8 @@ class Controller:
         for name in names:
             job = self.jobs.get(name)
             if job is None or job["state"] in OVER:
-                return 1, f"scancel: error: Kill job error on job id {name}: Invalid job id specified\n"
+                text = "scancel: error: Kill job error on job id {}: Invalid job id specified\n"
+                return 1, text.format(name)
             if job["state"] == "PENDING":
                 if not gentle:
                     self.change(name, state="CANCELLED", ended=time.time())

@@ -33,9 +33,11 @@ ALIVE = (Status.NEW_OBJ, Status.RUNNING, Status.CANCELLING)
 
 
 def note(ledger, word):
-    """One line, whole even when many processes append at once: moment, word, key, restart, pid."""
+    """One line, whole even when many processes append at once; the fields of examiner.Line."""
+    key = os.environ["CHELATE_TASK_KEY"]
+    job = os.environ.get("SLURM_JOB_ID", "-")
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    line = f"{time.time():.6f} {word} {os.environ['CHELATE_TASK_KEY']} {restart} {os.getpid()}\n"
+    line = f"{time.time():.6f} {word} {key} {restart} {os.getpid()} {job}\n"
     descriptor = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line.encode())

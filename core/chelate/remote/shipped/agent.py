@@ -192,7 +192,8 @@ def _put(root: str, request: "dict[str, Any]", source: Any) -> "dict[str, Any]":
             note = files.marker(root, spec["store"], spec["id"])
             os.makedirs(os.path.dirname(note), exist_ok=True)
             open(note, "ab").close()
-            files.write_whole(path, json.dumps(spec).encode())
+            # After a power cut nothing of the job runs, and it counts as never started.
+            files.write_whole(path, json.dumps(spec).encode(), durable=False)
     if request["start"]:
         return _start(root, {"jobs": [spec["id"] for spec in request["jobs"]]})
     return {}

@@ -93,7 +93,7 @@ class _Child:
             setattr(sys, "__{}__".format(name), stream)
         started = time.time()
         mark = json.dumps({"index": index, "at": started}).encode()
-        files.write_whole(os.path.join(self.place, "current"), mark)
+        files.write_whole(os.path.join(self.place, "current"), mark, durable=False)
         os.environ["CHELATE_TASK_KEY"] = task["key"]
         self.context.current = task["context"]  # type: ignore[attr-defined]
         sys.modules["_chelate_task_context"] = self.context

@@ -113,19 +113,22 @@ def record_path(folder: str, run: int, index: int) -> str:
     return os.path.join(folder, "run-{}".format(run), "record.{}".format(index))
 
 
-def write_whole(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Write so that a reader sees all of it or nothing, even after a power cut."""
+def write_whole(path: str, data: bytes, durable: bool = True) -> None:
+    """Write so that a reader sees all of it or nothing; if ``durable``, even after a power cut."""
     part = "{}.{}.part".format(path, os.getpid())
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.rename(part, path)
     except OSError:
         os.unlink(part)
         raise
+    if not durable:
+        return
     folder = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         os.fsync(folder)

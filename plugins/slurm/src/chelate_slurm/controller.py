@@ -34,6 +34,7 @@ done
 exec env -i PATH="${path:+$path:}$PATH" "$@"
 """
 _ID = re.compile(r"\d+(_\d+)?")
+_UNANSWERED = re.compile(r"contact|timed out|connect|communicat|refused|authenticat", re.IGNORECASE)
 _QUERY = 45.0  # seconds for a question, and for a submission below
 _SUBMIT = 90.0
 
@@ -141,8 +142,8 @@ class Controller:
         how = ["--full", "--signal=TERM"] if gentle else []
         done = await self.call("scancel", *self._clusters, *how, *ids)
         words = done.stderr.decode(errors="replace").strip()
-        over = ("Invalid job id", "already completing", "already completed", "not running")
-        if done.exit_status != 0 and not any(word in words for word in over):
+        # Jobs that are over by now make it fail as well, often without a word.
+        if done.exit_status != 0 and _UNANSWERED.search(words):
             raise TransientError(f"scancel on {self.transport.host} failed: {words[-1000:]}")
 
 
