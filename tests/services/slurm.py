@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,7 +194,7 @@ class SlurmCluster:
         self.daemons["controller"].send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """The controller goes on where it was, with all that was sent to it in the meantime."""
+        """The controller goes on, with all that was sent to it in the meantime."""
         self.daemons["controller"].send_signal(signal.SIGCONT)
 
     def start_node(self, node: str) -> None:
@@ -260,14 +260,11 @@ def _kill_tree(pid: int) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _can_limit_memory() -> bool:

@@ -8,7 +8,8 @@ import sys
 import time
 from collections import Counter
 
-from tests.simulation.campaign import Bench, killed_quietly, run_seed, run_seeds
+from tests.simulation.campaign import Bench, run_seed
+from tests.simulation.running import killed_quietly, run_seeds
 
 
 def main() -> int:

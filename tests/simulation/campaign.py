@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import logging
-import multiprocessing
 import shutil
 import sqlite3
-import sys
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -30,7 +24,7 @@ from chelate.errors import StoreUnavailableError
 from chelate.graph import Graph, Kind, Node
 from chelate.model import ExecutorRef, Reason, Resources, Retry, TaskPolicy
 
-__all__ = ["Bench", "Report", "killed_quietly", "run_seed", "run_seeds"]
+__all__ = ["Bench", "Report", "run_seed"]
 
 _TABLES = ("nodes", "dispatches", "events", "cancels", "blobs", "facts", "kernels", "broken")
 
@@ -368,44 +362,3 @@ def run_seed(
         universe.steps,
         universe.now - 1000.0,
     )
-
-
-_CHUNK = 25
-
-
-def _run_some(seeds: list[int]) -> list[Report]:
-    logging.getLogger("chelate").setLevel(logging.CRITICAL)
-    bench = Bench()
-    with killed_quietly():
-        try:
-            return [run_seed(seed, bench) for seed in seeds]
-        finally:
-            bench.close()
-
-
-@contextmanager
-def killed_quietly() -> Iterator[None]:
-    """Coroutines of killed processes complain when they are collected; nobody is to hear it."""
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    gc.collect()
-    gc.disable()  # what a seed leaves behind goes with its chunk
-    try:
-        yield
-    finally:
-        gc.enable()
-        for _ in range(3):  # what finalizers bring back to life goes with the next round
-            gc.collect()
-        sys.unraisablehook = before
-
-
-def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Report]:
-    """Reports as they come; ``jobs`` processes share the work."""
-    wanted = list(seeds)
-    chunks = [wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK)]
-    if jobs < 2:
-        for chunk in chunks:
-            yield from _run_some(chunk)
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for reports in pool.map(_run_some, chunks):
-            yield from reports

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.simulation.campaign import Bench, killed_quietly, run_seed
+from tests.simulation.campaign import Bench, run_seed
 from tests.simulation.planted import PLANTED
+from tests.simulation.running import killed_quietly
 
 SEEDS = 60  # within which each is found
 ALWAYS = {

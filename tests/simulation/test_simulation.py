@@ -9,7 +9,8 @@ import os
 from collections import Counter
 
 import pytest
-from tests.simulation.campaign import Bench, killed_quietly, run_seed, run_seeds
+from tests.simulation.campaign import Bench, run_seed
+from tests.simulation.running import killed_quietly, run_seeds
 
 JOBS = min(2, os.cpu_count() or 1)
 

@@ -26,7 +26,7 @@ from chelate.api import (
     parse_memory,
 )
 from chelate.executors import process_tree
-from chelate.executors.pool import Pool
+from chelate.executors.pool import Pool, written_off
 from chelate.executors.record import Record
 
 __all__ = ["LocalExecutor"]
@@ -250,6 +250,7 @@ class LocalExecutor(Executor):
                 keys = [key for handle in group for key in handle.tasks]
                 ended = await _end_leftovers("" if alive else pool, keys)
                 if alive:
+                    ended |= written_off(pool)
                     group = [h for h in group if not ended.isdisjoint(h.tasks)]
                 else:
                     await asyncio.to_thread(shutil.rmtree, pool, ignore_errors=True)
@@ -271,6 +272,7 @@ class LocalExecutor(Executor):
         own = [self._records[handle.key] for handle in handles if handle.key in self._records]
         if self._pool is not None and own:
             self._pool.cancel(own, force)
+            self._pool.write_off(handle.key for handle in handles)
         foreign = [handle for handle in handles if handle.key not in self._records]
         if foreign:
             await self._settle(foreign)

@@ -115,6 +115,13 @@ class Flights:
                 del self._unstored[job]
             self._releases.append(job)
 
+    def drop(self, dispatch_id: str) -> list[JobHandle]:
+        """Follow the jobs of this dispatch no longer; their handles."""
+        keys = [key for key in self._flights if split_key(key)[0] == dispatch_id]
+        for key in keys:
+            self._untold.pop(key, None)
+        return [self._flights.pop(key).handle for key in keys]
+
     def get(self, key: str) -> JobHandle | None:
         """The handle of the job that carries this task, while the task is in flight."""
         flight = self._flights.get(self._carriers.get(key, key))
@@ -229,7 +236,7 @@ class Flights:
                 if handle.key in report.covered:
                     self._absent(told, flight, now)
                 continue
-            if not is_seen(seen):
+            if seen is None or not is_seen(seen):
                 self._calls.trouble(f"poll() said {seen!r:.200} of a job: no observation.")
                 continue
             flight.absent = 0

@@ -43,6 +43,11 @@ class Departures:
         self.keys.difference_update(job.key for job in batch)
         return batch
 
+    def drop(self, dispatch_id: str) -> None:
+        """Jobs of this dispatch are not to be started here."""
+        self._jobs = [job for job in self._jobs if job.tasks[0].dispatch_id != dispatch_id]
+        self.keys = {job.key for job in self._jobs}
+
     def packed(self, jobs: Sequence[Job]) -> list[Job]:
         """Jobs that ask for the same become one, up to the executor's limit.
 

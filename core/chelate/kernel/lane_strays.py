@@ -43,8 +43,8 @@ class Strays:
             await self._ask([h for h in handles if (self._tries[h.native_id] > 0) is force], force)
         self._tries.update(handle.native_id for handle in handles)
         now = calls.now()
-        if now < self._due:
-            await calls.pause(self._due - now)
+        if now < self._due or not calls.capabilities.listing:
+            await calls.pause(self._due - now if calls.capabilities.listing else None)
             return
         self._due = now + _EVERY
         listed = await calls.timed("list_jobs", lambda: calls.executor.list_jobs(self._store))

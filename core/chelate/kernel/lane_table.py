@@ -240,7 +240,9 @@ class LaneTable:
     def forget(self, dispatch_id: str) -> None:
         """A dispatch left this kernel."""
         for state in self._lanes.values():
-            state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
+            if any(entry[0] == dispatch_id for entry in state.flying):
+                state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
+                state.lane.disown(dispatch_id)
 
     def carry_out(self, orders: Orders) -> None:
         """Hand a turn's orders to the lanes."""

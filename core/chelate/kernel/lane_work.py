@@ -69,9 +69,14 @@ class LaneWork:
     def loops(self) -> list[asyncio.Task[None]]:
         """Start the loops; they run until they are cancelled."""
         calls = self._calls
-        parts = [self._runner, self._flights.part, self._seeker, self._stops.part, calls.watchdog]
-        if calls.capabilities.listing:
-            parts.append(self._strays.part)
+        parts = (
+            self._runner,
+            self._flights.part,
+            self._seeker,
+            self._stops.part,
+            self._strays.part,
+            calls.watchdog,
+        )
         return [asyncio.ensure_future(calls.forever(part)) for part in parts]
 
     @property
@@ -110,6 +115,12 @@ class LaneWork:
     def end_strays(self, handles: Sequence[JobHandle]) -> None:
         """Listed jobs that belong to no live attempt."""
         self._strays.stop(handles)
+
+    def disown(self, dispatch_id: str) -> None:
+        """Another kernel runs the dispatch; what would end with this process ends now."""
+        self._departures.drop(dispatch_id)
+        if not self._calls.capabilities.detached:
+            self._strays.stop(self._flights.drop(dispatch_id))
 
     def let_go(self, keys: Sequence[str]) -> None:
         """Jobs whose outcome is stored."""

@@ -94,6 +94,10 @@ class Lane:
         """End jobs that belong to no live attempt."""
         self._post(lambda work: work.end_strays(handles))
 
+    def disown(self, dispatch_id: str) -> None:
+        """Another kernel owns the dispatch now."""
+        self._post(lambda work: work.disown(dispatch_id))
+
     def release(self, keys: Sequence[str]) -> None:
         """The outcomes of these keys are safely stored."""
         self._post(lambda work: work.let_go(keys))

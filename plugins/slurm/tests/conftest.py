@@ -17,11 +17,24 @@ from tests.services.slurm import slurm_cluster as slurm_cluster
 import chelate as ct
 from chelate_slurm import SlurmExecutor
 
+# Of the kit's seventy tests, each of which takes seconds here, those that say most; the others run
+# with ``--large``.
+CONFORMANCE = {
+    "test_a_forbidden_key_never_starts",
+    "test_a_job_is_found_by_its_key",
+    "test_no_job_is_guessed_during_an_outage",
+    "test_one_task_of_a_pack_is_cancelled",
+    "test_the_jobs_of_a_store_are_listed",
+    "test_unknown_handles_run_nowhere",
+}
 Make = Callable[..., SlurmExecutor]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Also when only these tests are named, and ``tests/conftest.py`` is not read."""
+    for item in items:
+        if "test_slurm_conformance" in item.nodeid and item.name not in CONFORMANCE:
+            item.add_marker(pytest.mark.large)
     if not config.getoption("--large", default=False):
         dropped = [item for item in items if item.get_closest_marker("large") is not None]
         config.hook.pytest_deselected(items=dropped)

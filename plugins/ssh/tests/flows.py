@@ -181,6 +181,7 @@ def bulk_flow(size):
 
 def bulk(size: str) -> None:
     """Status, and by how many MiB this process grew while the result came here."""
+    assert ct.get_result(ct.dispatch(bulk_flow)(100_000), wait=True).status == "COMPLETED"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = ct.get_result(ct.dispatch(bulk_flow)(int(size)), wait=True)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

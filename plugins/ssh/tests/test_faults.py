@@ -185,7 +185,7 @@ def bulky(server: Sshd, folder: Path, size: int) -> None:
     """A long result that is cut in the middle is taken up there, in little memory."""
     with TcpProxy((server.address, server.port)) as proxy:
         server.know(proxy.address[1])
-        proxy.cut_after = size // 2
+        proxy.cut_after = 500_000 + size // 2  # after the small one that warms up
         program = Program(folder, made(server, folder, port=proxy.address[1]))
         output = program.run("bulk", str(size), limit=600)
         assert proxy.accepted == 2

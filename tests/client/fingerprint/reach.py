@@ -326,6 +326,6 @@ RUNS = [
     held("chained iterators", "G = itertools.chain([1], [2])", "# ", "# ", head=C + "# a\n"),
     held("generator in a closure", "def make():\n    n = (i for i in [1])\n    def h():\n        return next(n)\n    return h\nG = make()", "# ", "# ", head="# a\n"),
     held("socket", "import socket\nclass B:\n    s = socket.socket()\n    s.close()\nG = B", "# ", "# ", head="# a\n"),
-    held("connection", "import sqlite3\nG = {'c': sqlite3.connect(':memory:')}", "# ", "# ", head="# a\n"),
+    held("connection", "import sqlite3\nG = sqlite3.connect(':memory:')", "# ", "# ", head="# a\n"),
     Row("computed module", "import importlib\ndef task(name):\n    return importlib.import_module('plug' + name)\n# a\n", "# a", "# b"),
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
+import sqlite3
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,22 @@ sys.modules["reach"] = reach
 _SPEC.loader.exec_module(reach)
 
 
+@pytest.fixture(autouse=True)
+def _forgotten():
+    yield
+    _forget()
+
+
+def _forget():
+    """Drop the modules of a row, and close what it has opened."""
+    opened = getattr(sys.modules.get("sample"), "G", None)
+    if isinstance(opened, (io.IOBase, sqlite3.Connection)):
+        opened.close()
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("sample", "config", "third", "other", "patches"):
+            del sys.modules[name]
+
+
 def taken(folder, row, edited):
     """The fingerprint of the task of a row, its modules loaded anew."""
     modules = row.modules(edited)
@@ -26,15 +43,11 @@ def taken(folder, row, edited):
         path = place / f"{name.replace('.', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    for name in ("sample", "config", "third", "other", "patches"):
-        for known in [known for known in sys.modules if known.partition(".")[0] == name]:
-            del sys.modules[known]
+    _forget()
     sys.path.insert(0, str(place))
     importlib.invalidate_caches()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            return fingerprint_function(importlib.import_module("sample").task)
+        return fingerprint_function(importlib.import_module("sample").task)
     finally:
         sys.path.remove(str(place))
 

@@ -122,7 +122,10 @@ class Round:
         (folder / "seed").write_text(seed)
         scheduler.install(folder / "spool", seed=seed, slots=3, **FAULTS)
         self.store = SQLStore("", folder / "home", synchronous="normal")
-        places = [str(Path(chelate.__file__).parents[1]), *filter(None, sys.path)]
+        places = [
+            str(Path(chelate.__file__).parents[1]),
+            *map(os.path.abspath, filter(None, sys.path)),
+        ]
         self.environment = {
             **os.environ,
             "TMPDIR": str(folder / "tmp"),
@@ -206,7 +209,7 @@ class Round:
         """One fault, of a kind that is drawn first and then waited for a moment."""
         kind = self.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         role = kind.removeprefix("stop ")
-        deadline = time.monotonic() + 1.0
+        deadline = time.monotonic() + 4 * self.pace
         while not (victims := self.victims(role)):
             self.tend()
             if time.monotonic() > deadline:

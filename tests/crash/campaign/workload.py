@@ -81,7 +81,7 @@ def stubborn(ledger, number):
     return number
 
 
-@ct.electron
+@ct.electron(retries=PATIENT)
 @ct.lattice(retries=PATIENT)
 def inner(ledger, number):
     return here(ledger, there(ledger, number), here(ledger, number))
@@ -145,8 +145,8 @@ def configure(folder: Path) -> None:
         "python": sys.executable,
         "env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]},
         "requeue": True,
-        "poll_min": 0.2,
-        "poll_max": 1.0,
+        "poll_min": 0.4,
+        "poll_max": 1.5,
         "gather": 0.1,
         "find_grace": 3.0,
         "absent_grace": 3.0,

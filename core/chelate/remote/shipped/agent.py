@@ -235,11 +235,12 @@ def _take(path: str, digest: str, size: int, source: Any) -> None:
 def _start(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Start supervisors, and wait until each has claimed its job."""
     waiting = {}
+    gate, _ = os.pipe()  # closed when the answer has been sent and this process ends
     for name in request["jobs"]:
         folder = files.job_folder(root, name)
         if files.claim_of(folder) is None and files.fresh_spec(folder) is not None:
             sys.stdout.flush()
-            launching.detach(TOOLS, folder)
+            launching.detach(TOOLS, folder, gate)
             waiting[name] = folder
     deadline = time.monotonic() + CLAIMED
     while waiting and time.monotonic() < deadline:

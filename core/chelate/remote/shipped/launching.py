@@ -8,8 +8,12 @@ from .supervisor import Supervisor
 __all__ = ["detach", "guarded"]
 
 
-def detach(tools: str, folder: str) -> None:
-    """Run the supervisor of a job in a process that nothing here holds on to."""
+def detach(tools: str, folder: str, gate: int) -> None:
+    """Run the supervisor of a job in a process that nothing here holds on to.
+
+    It claims the job at once and begins when the pipe ``gate`` is closed, so that the first of
+    many jobs do not take the processors from the claims of the others.
+    """
     if os.fork():
         os.wait()
         return
@@ -26,8 +30,11 @@ def detach(tools: str, folder: str) -> None:
         os.dup2(null, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.closerange(3, 1024)
-        status = guarded(Supervisor(tools, folder, os.path.basename(folder), 0))
+        os.dup2(gate, 3)
+        os.closerange(4, 1024)
+        job = Supervisor(tools, folder, os.path.basename(folder), 0)
+        job.gate = 3
+        status = guarded(job)
     except BaseException:  # noqa: BLE001
         status = 70
     os._exit(status)

@@ -53,6 +53,7 @@ class Supervisor:
         self.signalled = 0
         self.why = ""  # why everything stops
         self.beat = 0.0
+        self.gate = -1
 
     def main(self) -> int:
         spec = files.fresh_spec(self.folder)
@@ -71,6 +72,9 @@ class Supervisor:
         signal.set_wakeup_fd(self.news[1])
         if not self.claim():
             return DUPLICATE
+        if self.gate >= 0:
+            select.select([self.gate], [], [], 10.0)
+            os.close(self.gate)
         processes.subreaper()
         self.patiently(lambda: os.makedirs(self.path(), exist_ok=True))
         self.patiently(lambda: open(self.path("heartbeat"), "ab").close())

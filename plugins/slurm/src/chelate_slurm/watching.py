@@ -272,7 +272,7 @@ class Watcher:
         try:
             # First the word that it is the user's wish, then the signal.
             await self._host.stop(keys, force=force)
-            for gently in (True, False):
+            for gently in (False, True):
                 if due[gently]:
                     await self._controller.cancel(due[gently], gentle=gently)
         except ExecutorError:

@@ -19,11 +19,11 @@ import asyncssh  # noqa: TID253 - this module is loaded with the first connectio
 from chelate.api import ConfigError, TransientError
 from chelate.remote import UnreachableError
 from chelate_ssh.connection import Connection
+from chelate_ssh.pipe import Pipe
 
-__all__ = ["ERRORS", "Session"]
+__all__ = ["Session"]
 
 COMMAND = "exec /bin/sh -c 'IFS= read -r line && eval \"$line\"'"
-ERRORS = 64 * 1024  # bytes kept of the end of a command's error output
 _CHUNK = 256 * 1024
 _NOISE = 1024 * 1024
 _TRIES = 20
@@ -58,12 +58,11 @@ class Session:
         self._line = first_line(argv, mark)
         self._mark = f"{mark}\n".encode()
         self._ssh: asyncssh.SSHClientConnection
-        self._process: asyncssh.SSHClientProcess[bytes]
-        self._reading: asyncio.Future[None]
+        self._channel: asyncssh.SSHClientChannel[bytes]
+        self._pipe: Pipe
         self._holding = False
         self._begun = False
         self._early = b""
-        self._errors = bytearray()
 
     async def start(self) -> None:
         """Open a channel and send the command.
@@ -77,7 +76,7 @@ class Session:
             self._holding = True
             try:
                 if await self._open():
-                    self._process.stdin.write(self._line)
+                    self._channel.write(self._line)
                     self.sent = True
                     return
             except BaseException:
@@ -95,9 +94,9 @@ class Session:
     async def _open(self) -> bool:
         """Open a channel; False when the host allows no more at present."""
         ssh = await self._connection.ready()
-        opening = asyncio.ensure_future(ssh.create_process(COMMAND, encoding=None))
+        opening = asyncio.ensure_future(ssh.create_session(Pipe, COMMAND, encoding=None))
         try:
-            self._process = await asyncio.shield(opening)
+            self._channel, self._pipe = await asyncio.shield(opening)
         except asyncio.CancelledError:
             # The slot stays taken until the host has answered.
             self._holding = False
@@ -115,27 +114,28 @@ class Session:
         except (asyncssh.Error, OSError) as error:
             raise self._cut_before(error) from error
         self._ssh = ssh
-        self._reading = asyncio.ensure_future(self._keep_errors())
         return True
 
-    def _unwanted(self, opening: asyncio.Future[asyncssh.SSHClientProcess[bytes]]) -> None:
+    def _unwanted(
+        self, opening: asyncio.Future[tuple[asyncssh.SSHClientChannel[bytes], Pipe]]
+    ) -> None:
         self._connection.gate.give()
         if not opening.cancelled() and opening.exception() is None:
-            opening.result().channel.abort()
+            opening.result()[0].abort()
 
     async def write(self, data: bytes) -> bool:
         """Pass on standard input; False when the command takes no more."""
         try:
-            self._process.stdin.write(data)
-            await self._process.stdin.drain()
+            self._channel.write(data)
         except (asyncssh.Error, OSError):
             return False  # it has read enough, or the connection is cut and reading says so
-        return not self._process.stdin.is_closing()
+        await self._pipe.drained()
+        return not self._channel.is_closing()
 
     async def finish(self) -> None:
         """End standard input."""
         with suppress(asyncssh.Error, OSError):
-            self._process.stdin.write_eof()
+            self._channel.write_eof()
 
     async def read(self, size: int = _CHUNK) -> bytes:
         """The next piece of standard output; empty at its end."""
@@ -148,23 +148,18 @@ class Session:
 
     async def end(self) -> tuple[int, bytes]:
         """Exit status (negative: a signal) and the end of the error output."""
-        try:
-            await self._process.wait_closed()
-            await asyncio.wait({self._reading})
-        except (asyncssh.Error, OSError) as error:
-            raise self._cut(error) from error
-        status = self._process.returncode
+        await self._channel.wait_closed()
+        status = self._channel.get_returncode()
         if status is None:
             raise self._cut(None)
         self._let_go()
-        return status, bytes(self._errors)
+        return status, bytes(self._pipe.errors)
 
     def abandon(self) -> None:
         """Let go of the channel, whatever the command does."""
         if self._holding and self.sent:
-            self._reading.cancel()
             with suppress(asyncssh.Error, OSError):
-                self._process.channel.abort()
+                self._channel.abort()
             self._let_go()
 
     async def was_sent(self) -> bool:
@@ -178,15 +173,9 @@ class Session:
 
     async def _read(self, size: int) -> bytes:
         try:
-            return await self._process.stdout.read(size)
+            return await self._pipe.read(size)
         except (asyncssh.Error, OSError) as error:
             raise self._cut(error) from error
-
-    async def _keep_errors(self) -> None:
-        with suppress(asyncssh.Error, OSError):
-            while data := await self._process.stderr.read(_CHUNK):
-                self._errors += data
-                del self._errors[:-ERRORS]
 
     async def _skip_noise(self) -> None:
         found = b""
