@@ -159,8 +159,8 @@ class SlurmCluster:
         daemon = self.daemons.pop(key, None)
         if daemon is None:
             return
-        daemon.send_signal(signal.SIGCONT)
-        daemon.send_signal(number)
+        for one in (signal.SIGCONT, number):
+            daemon.send_signal(one)
         try:
             daemon.wait(20)
         except subprocess.TimeoutExpired:
@@ -184,10 +184,6 @@ class SlurmCluster:
         """Begin or resume; pending jobs and job records are as they were."""
         self._launch("controller", "slurmctld", "-D", "-i")
         wait_until(lambda: "is UP" in self.run("scontrol", "ping", check=False), "an answer of it")
-
-    def stop_controller(self) -> None:
-        """End the controller; running jobs go on."""
-        self._end("controller")
 
     def freeze(self) -> None:
         """The controller neither answers nor refuses, until :meth:`thaw`."""
@@ -372,8 +368,7 @@ def start(
     """
     if not is_installed():
         raise RuntimeError("Slurm is not installed.")
-    # A socket's path must be short, and other users' processes never enter.
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path must be short
     names = tuple(f"n{number + 1}" for number in range(nodes))
     cluster = SlurmCluster(folder, names, _can_limit_memory())
     try:

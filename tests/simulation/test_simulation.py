@@ -12,6 +12,7 @@ import pytest
 from tests.simulation.campaign import Bench, run_seed
 from tests.simulation.running import killed_quietly, run_seeds
 
+SEEDS = 2_000
 JOBS = min(2, os.cpu_count() or 1)
 
 
@@ -27,7 +28,7 @@ def _campaign(first: int, seeds: int) -> Counter[str]:
 
 
 def test_no_seed_breaks_a_promise():
-    counts = _campaign(0, 2_000)
+    counts = _campaign(0, SEEDS)
     assert counts["bodies"] > 8_000
     assert counts["crashes"] > 1_500
     assert min(counts[what] for what in ("late", "twins", "takeovers", "uncertain")) > 30

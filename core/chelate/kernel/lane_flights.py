@@ -117,10 +117,13 @@ class Flights:
 
     def drop(self, dispatch_id: str) -> list[JobHandle]:
         """Follow the jobs of this dispatch no longer; their handles."""
-        keys = [key for key in self._flights if split_key(key)[0] == dispatch_id]
-        for key in keys:
+        known = {key: flight.handle for key, flight in self._flights.items()} | self._ended
+        dropped = {key: known[key] for key in known if split_key(key)[0] == dispatch_id}
+        for key in dropped:
+            self._flights.pop(key, None)
+            self._ended.pop(key, None)
             self._untold.pop(key, None)
-        return [self._flights.pop(key).handle for key in keys]
+        return list(dropped.values())
 
     def get(self, key: str) -> JobHandle | None:
         """The handle of the job that carries this task, while the task is in flight."""

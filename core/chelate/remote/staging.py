@@ -30,6 +30,7 @@ __all__ = ["derived", "prepare"]
 
 _CHUNK = 256 * 1024
 _KNOWN = 100_000
+_SMALL = 32 * 1024
 Answer = Prepared | Rejected | Deferred | Unknown
 
 
@@ -105,8 +106,8 @@ async def prepare(
 
 async def _missing(host: JobHost, needed: Mapping[str, BlobReader | bytes]) -> list[str]:
     unknown = [digest for digest in needed if digest not in host.present]
-    if not unknown:
-        return []
+    if sum(_size(digest, needed[digest]) for digest in unknown) <= _SMALL:
+        return unknown  # sending them twice takes less time than asking
     missing: list[str] = []
     for at in range(0, len(unknown), 10_000):
         answer = await host.call("missing", {"digests": unknown[at : at + 10_000]})

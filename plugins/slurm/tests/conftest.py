@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.services.slurm import SlurmCluster
 from tests.services.slurm import slurm_cluster as slurm_cluster
+from tests.services.sshd import sshd_session as sshd_session
 
 import chelate as ct
 from chelate_slurm import SlurmExecutor

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.services.slurm import PROGRAMS, SlurmCluster
+from tests.services.sshd import Sshd
 
 import chelate as ct
 
@@ -114,6 +115,20 @@ def test_the_guides_workflows_run_unchanged():
         again = result.get_node_result(node)
         assert again["start_time"] == again["end_time"]
     assert ct.get_result(mixed_id, wait=True).result == (((1, False), True), False)
+
+
+def test_a_login_node_is_reached_by_ssh(make_executor, sshd_session: Sshd, cluster: SlurmCluster):
+    login = make_executor(ssh=sshd_session.client())
+    first = ct.electron(there, executor=login)
+
+    @ct.lattice
+    def by_ssh():
+        return [first(word) for word in range(3)]
+
+    result = ct.get_result(ct.dispatch(by_ssh)(), wait=True)
+    assert result.result == [(word, True) for word in range(3)], result.error
+    assert cluster.calls()["sbatch"] == 1
+    assert sshd_session.accepted >= 1
 
 
 # -- why a job ended ------------------------------------------------------------------------------

@@ -273,11 +273,17 @@ def test_what_can_never_start_is_taken_out_of_the_queue():
     assert "more time than the partition allows" in seen.message
 
 
-@pytest.mark.parametrize(
-    "why",
-    ["Priority", "Resources", "ReqNodeNotAvail, UnavailableNodes:n2", "PartitionDown"]
-    + ["JobHeldUser", "QOSMaxJobsPerUserLimit"],
+MAY_START = (
+    "Priority",
+    "Resources",
+    "ReqNodeNotAvail, UnavailableNodes:n2",
+    "PartitionDown",
+    "JobHeldUser",
+    "QOSMaxJobsPerUserLimit",
 )
+
+
+@pytest.mark.parametrize("why", MAY_START)
 def test_what_may_still_start_waits(why):
     scene = Scene()
     scene.row("PENDING", why)
@@ -429,3 +435,20 @@ def test_rows_are_read_and_noise_is_passed_over():
     assert accounts["6_1"].state == "COMPLETED"
     assert len(accounts) == 2
     assert parse_config("MaxArraySize            = 1001\n\nx\n") == {"MaxArraySize": "1001"}
+
+
+def test_a_cancelled_job_that_found_its_claim_taken_was_cancelled():
+    scene = Scene()
+    scene.sight(cancelled=True, forbidden=True)
+    scene.row("FAILED", "NonZeroExitCode")
+    assert scene.seen().reason is Reason.CANCELLED_BY_USER
+
+
+def test_a_requeued_job_is_not_taken_for_its_first_end():
+    scene = Scene(grace=60.0)
+    scene.sight(claimed=True, native="5")
+    scene.row("PREEMPTED")
+    assert scene.seen().state is JobState.RUNNING
+    scene.row("PENDING", "BeginTime")
+    assert scene.seen().state is JobState.QUEUED
+    assert scene.watcher._jobs["k"].ended_at == 0.0

@@ -12,10 +12,13 @@ import pytest
 from tests.services.sshd import Sshd
 
 from chelate.testing import ExecutorConformance
+from chelate.testing.executor_driven import ExecutorTests
 from chelate_ssh import SSHExecutor
 
 
-class TestSSH(ExecutorConformance):
+class Here:
+    """The executor under test, and how its host is cut off."""
+
     cannot = {"queue": "a host has no queue: tasks wait in the kernel for a free slot"}  # noqa: RUF012
     many = 24
     names = 8
@@ -41,3 +44,28 @@ class TestSSH(ExecutorConformance):
             env_vars={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         return lambda: SSHExecutor(**options)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(900)
+class TestSSH(Here, ExecutorConformance):
+    """The whole kit."""
+
+
+class TestSSHInShort(Here, ExecutorTests):
+    """What nobody else tests in the default run."""
+
+
+for name in (
+    "test_a_forbidden_key_never_starts",
+    "test_a_second_process_polls_and_collects_by_handle_alone",
+    "test_a_task_that_takes_its_process_down",
+    "test_a_whole_tree_of_processes",
+    "test_logs_while_it_runs_by_offset",
+    "test_no_job_is_guessed_during_an_outage",
+    "test_no_process_but_the_worker_unpickles",
+    "test_one_key_is_one_run",
+    "test_one_task_of_a_pack_is_cancelled",
+    "test_the_jobs_of_a_store_are_listed",
+):
+    setattr(TestSSHInShort, name, getattr(ExecutorConformance, name))

@@ -63,6 +63,7 @@ class Outcome:
     executions: int = 0
     remote: int = 0  # of them, in jobs of the scheduler
     cancels: int = 0
+    stopped: int = 0  # tasks that had begun and were cancelled
     looks: int = 0
     restarts: list[float] = field(default_factory=list)  # until a new kernel is open
     adoptions: list[float] = field(default_factory=list)  # until the dead one's work is owned
@@ -73,7 +74,7 @@ class Outcome:
         """Take in another round."""
         for name in ("kills", "dispatches"):
             getattr(self, name).update(getattr(other, name))
-        for name in ("executions", "remote", "cancels", "looks", "seconds"):
+        for name in ("executions", "remote", "cancels", "stopped", "looks", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("violations", "restarts", "adoptions"):
             getattr(self, name).extend(getattr(other, name))
@@ -335,6 +336,9 @@ class Round:
         lines = read_ledger(self.folder)
         self.outcome.executions = sum(line.word == "start" for line in lines)
         self.outcome.remote = sum(line.word == "start" and line.job != "-" for line in lines)
+        with self.store.snapshot() as snapshot:
+            gone = {row.key for _, row in snapshot.nodes() if row.status == "CANCELLED"}
+        self.outcome.stopped = len(gone & {line.key for line in lines})
         journal = journalled(self.folder)
         self.outcome.cancels = sum(line["do"] == "cancel" for line in journal)
         known = [self.store.dispatch(x["id"]) for x in journal if x["do"] == "dispatch"]

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -73,10 +74,10 @@ def wrong(ledger, number):
 def stubborn(ledger, number):
     """Takes long, and has a grandchild that does not listen."""
     note(ledger, "start")
-    script = 'trap "" TERM; sleep 20 & wait'
+    script = 'trap "" TERM; sleep 900 & wait'
     with subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True) as child:
-        time.sleep(4)
-        child.kill()
+        time.sleep(5)
+        os.killpg(child.pid, signal.SIGKILL)
     note(ledger, "end")
     return number
 
@@ -190,11 +191,11 @@ def journalled(folder: Path) -> list[dict]:
 
 def cancel_something(rng: random.Random, folder: Path, journal: Journal) -> None:
     """A whole dispatch or some tasks, of any slot."""
-    known = [line for line in journalled(folder) if line["do"] == "dispatch"][-6:]
+    before = time.time() - rng.uniform(0.0, 5.0)  # at any stage of their lives
+    known = [x for x in journalled(folder) if x["do"] == "dispatch" and x["at"] < before][-6:]
     if not known:
         return
-    slow_ones = [line for line in known if line["flow"] == "slow"]
-    line = rng.choice(slow_ones or known)
+    line = rng.choice([x for x in known if x["flow"] == "slow"] or known)
     names = {"mixed": ["there", "inner"], "slow": ["far", "stubborn"]}.get(line["flow"], ["here"])
     tasks = [rng.choice(names)] if rng.random() < 0.5 else None
     waits = rng.random() < 0.2

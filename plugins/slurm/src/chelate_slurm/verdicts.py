@@ -125,11 +125,13 @@ def verdict(row: Row, sight: Sight, log: str, *, asked: bool, waited: str = "") 
             reason = Reason.CANCELLED_BY_USER
         elif _LIMIT.search(log):
             reason = Reason.TIMEOUT
+    elif reason is None and (asked or sight.cancelled):
+        reason = Reason.CANCELLED_BY_USER
     elif reason is None:
         reason = _of_failure(row, sight, log)
     parts = [f"Slurm job {row.id} {_SENTENCES[reason]}"]
     if waited:
-        parts.append(f": {waited} ({row.reason})")
+        parts.append(f": {waited}")
     where = f" on node {row.node}" if row.node and row.node != "None" else ""
     parts.append(f" (state {row.state}{where}).")
     message = "".join(parts)

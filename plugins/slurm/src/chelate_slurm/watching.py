@@ -23,7 +23,7 @@ from chelate.api import (
 from chelate.remote import JobHost, Sight
 from chelate_slurm.answers import Row
 from chelate_slurm.controller import Controller
-from chelate_slurm.verdicts import ENDED, WAITING, Verdict, is_impossible, verdict
+from chelate_slurm.verdicts import ACTIVE, ENDED, WAITING, Verdict, is_impossible, verdict
 
 __all__ = ["Watcher"]
 
@@ -129,6 +129,7 @@ class Watcher:
                 else:
                     seen[handle.key] = self._remembered(handle, _unfinished(sight), sight)
                 continue
+            self._of(handle).ended_at = 0.0  # it may have been requeued
             state = self._state(handle, row, sight)
             if state is not None:
                 seen[handle.key] = self._remembered(handle, state, sight, row)
@@ -236,6 +237,8 @@ class Watcher:
             watched = self._of(handle)
             if not why:
                 watched.hopeless_at = 0.0
+                if row is not None and row.state in ACTIVE:
+                    watched.hopeless = ""
                 continue
             watched.hopeless_at = watched.hopeless_at or now
             if now - watched.hopeless_at >= self._hopeless_after:

@@ -13,6 +13,7 @@ import secrets
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import asyncssh  # noqa: TID253 - this module is loaded with the first connection
 
@@ -94,7 +95,9 @@ class Session:
     async def _open(self) -> bool:
         """Open a channel; False when the host allows no more at present."""
         ssh = await self._connection.ready()
-        opening = asyncio.ensure_future(ssh.create_session(Pipe, COMMAND, encoding=None))
+        opening: asyncio.Future[Any] = asyncio.ensure_future(
+            ssh.create_session(Pipe, COMMAND, encoding=None)
+        )
         try:
             self._channel, self._pipe = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -116,9 +119,7 @@ class Session:
         self._ssh = ssh
         return True
 
-    def _unwanted(
-        self, opening: asyncio.Future[tuple[asyncssh.SSHClientChannel[bytes], Pipe]]
-    ) -> None:
+    def _unwanted(self, opening: asyncio.Future[Any]) -> None:
         self._connection.gate.give()
         if not opening.cancelled() and opening.exception() is None:
             opening.result()[0].abort()
