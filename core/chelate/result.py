@@ -266,6 +266,7 @@ class Result:
             "executor": row.executor,
             "job_handle": row.handle,
             "attempts": row.attempt,
+            "cancel_tries": row.cancel_tries,
             "earlier_attempts": list(row.attempts),
             "reused_from": row.reused_from,
             "reason": row.reason,

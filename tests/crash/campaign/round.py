@@ -194,7 +194,9 @@ class Round:
     def trouble(self, watch: Watch) -> None:
         look = 0.0
         while self.outcome.kills.total() - self.stops() < self.wanted:
-            pause = time.monotonic() + self.rng.uniform(0.1, 1.9) * self.pace
+            # Mostly in bursts, and sometimes with time enough for work to get far.
+            lull = 12.0 if self.rng.random() < 0.08 else 1.0
+            pause = time.monotonic() + self.rng.uniform(0.1, 1.2) * self.pace * lull
             while (now := time.monotonic()) < pause:
                 self.tend()
                 time.sleep(0.02)

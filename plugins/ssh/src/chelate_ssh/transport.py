@@ -108,11 +108,14 @@ async def _run(there: Hub, session: Session, stdin: bytes | AsyncIterable[bytes]
         await there.do(session.start())
         feeding = asyncio.ensure_future(_feed(there, session, stdin))
         try:
-            return await there.do(_answer(session))
+            done = await there.do(_answer(session))
         except TransientError:
             if feeding.done():
                 feeding.result()  # what the source itself raised
             raise
+        if feeding.done():
+            feeding.result()
+        return done
     finally:
         await _over(there, session, feeding)
 
