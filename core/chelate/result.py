@@ -199,7 +199,8 @@ class Result:
     def get_node_result(self, node_id: int | str) -> dict[str, Any]:
         """One node: ``node_id, node_name, start_time, end_time, status, output, error,
         sublattice_result, stdout, stderr``, and ``executor, job_handle, attempts, reused_from,
-        reason, usage``, and ``nondeterministic``: whether an audit found another value here.
+        reason, usage``, ``nondeterministic``: whether an audit found another value here, and
+        ``cancel_tries``: how often its job has been asked to stop.
 
         Args:
             node_id: the node's id, or the name of a task (the first that has it).

@@ -22,11 +22,9 @@ from chelate_slurm import SlurmExecutor
 # with ``--large``.
 CONFORMANCE = {
     "test_a_forbidden_key_never_starts",
-    "test_a_job_is_found_by_its_key",
     "test_no_job_is_guessed_during_an_outage",
     "test_one_task_of_a_pack_is_cancelled",
     "test_the_jobs_of_a_store_are_listed",
-    "test_unknown_handles_run_nowhere",
 }
 Make = Callable[..., SlurmExecutor]
 

@@ -96,8 +96,9 @@ def test_a_job_is_not_run_again_by_slurm_unless_wished():
 
 @pytest.mark.parametrize(
     ("limit", "lead", "wanted"),
-    [("2h", None, "--signal=B:USR2@60"), ("5m", None, "--signal=B:USR2@30"),
-     ("2h", 300, "--signal=B:USR2@300"), ("2h", 0, None), ("UNLIMITED", None, None)],
+    [("2h", None, "--signal=B:USR2@60"), ("5m", None, None),
+     ("5m", 600, "--signal=B:USR2@150"), ("2h", 300, "--signal=B:USR2@300"),
+     ("2h", 0, None), ("UNLIMITED", None, None)],
 )  # fmt: skip
 def test_a_task_is_warned_before_its_time_limit(limit, lead, wanted):
     found = SbatchOptions({"time": limit}, {}, signal_lead=lead).argv(Resources())

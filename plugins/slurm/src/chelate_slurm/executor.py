@@ -66,7 +66,7 @@ class SlurmExecutor(Executor):
         pack: how many equal tasks share one job, one after the other.
         requeue: whether Slurm may run a job again by itself.
         signal_lead: seconds before the time limit at which a task is stopped, so that it can be
-            said why; default: 60, or a tenth of the limit.
+            said why; default: 60 where the limit is 10 minutes or more.
         ssh: login node, a host or the options of ``chelate_ssh.Target``; default: this machine.
         slurm_bin: folder of Slurm's programs there.
         slurm_conf: value of ``SLURM_CONF`` there.

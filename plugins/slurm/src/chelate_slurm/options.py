@@ -265,8 +265,9 @@ class SbatchOptions:
         minutes = minutes_of(limit) if limit else None
         if minutes is None:
             return []
-        # A lead longer than the limit would end the task as it starts.
-        lead = min(self._lead if self._lead is not None else 60, int(minutes * 60 / 10))
+        # Slurm may warn half a minute too early, which a short task would miss in the end.
+        usual = 60 if minutes >= 10 else 0
+        lead = min(usual if self._lead is None else self._lead, int(minutes * 60 / 2))
         return [f"--signal=B:USR2@{lead}"] if lead else []
 
 
