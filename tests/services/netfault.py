@@ -54,7 +54,7 @@ def cut(port: int) -> Iterator[None]:
     table = f"inet chelate_{os.getpid()}_{port}"
     rules = (
         f"table {table} {{ chain in {{ type filter hook input priority -10; policy accept;\n"
-        f"iif lo tcp dport {port} counter drop\niif lo tcp sport {port} counter drop\n}} }}\n"
+        f"iif lo tcp dport {port} counter drop\niif lo tcp sport {port} counter drop\n}}\n}}\n"
     )
     applied = _apply(rules)
     if applied.returncode:

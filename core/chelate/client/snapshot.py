@@ -22,6 +22,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +43,12 @@ MOST_BYTES = 64 << 20
 _FORMAT = 1
 _APART = frozenset({"__main__", "__mp_main__", "chelate", "sitecustomize", "usercustomize"})
 _SETTLED = 100_000_000  # nanoseconds after which a further change shows in a file's time
+
+
+@cache
+def _apart() -> frozenset[str]:
+    """Packages that are nobody's workflow, wherever they are: chelate, its plugins, entry files."""
+    return _APART.union(entry.module.partition(".")[0] for entry in entry_points(group="chelate"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,7 +254,7 @@ class Snapshots:
 def _as_loaded(name: str, module: ModuleType) -> _Loaded | None:
     """What to keep of a module; None unless it is the user's own, with source."""
     top = name.partition(".")[0]
-    if top in _APART or top.startswith("_chelate") or top in sys.stdlib_module_names:
+    if top in _apart() or top.startswith("_chelate") or top in sys.stdlib_module_names:
         return None
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or not file.endswith(".py") or is_library_file(file):

@@ -1,4 +1,8 @@
-"""What is copied to a host so that it can answer: the agent, the worker and cloudpickle."""
+"""What is copied to a host: the agent, the worker, and what modules of users import of chelate.
+
+Nothing has to be installed there. A module that says ``import chelate as ct`` gets the client's
+half of the package, with pluggy and cloudpickle, and the packages of the installed executors.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,9 @@ import chelate.api
 from chelate.api import ConfigError, digest_bytes
 
 __all__ = ["NO_AGENT", "NO_ROOT", "UNFIT", "Tools", "probe_command", "tools"]
+
+# What a module of a user may need of chelate: to make tasks and workflows, and to build one.
+_ROOMS = ("", "client", "client/fingerprint", "contracts", "remote", "triggers", "values")
 
 NO_AGENT = 94
 NO_ROOT = 95  # the root cannot be written to; the last line of the error output says why
@@ -106,6 +114,15 @@ class Tools:
     data: bytes
 
 
+def _plugins() -> list[EntryPoint]:
+    return [e for e in entry_points(group="chelate") if not e.module.startswith("chelate.")]
+
+
+def _folder_of(package: str) -> Path | None:
+    spec = find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
 @cache
 def tools() -> Tools:
     """What is shipped, made once per process.
@@ -117,14 +134,21 @@ def tools() -> Tools:
     files = {"__main__.py": _MAIN}
     folders = {"_chelate_host": Path(__file__).parent / "shipped"}
     folders["values"] = chelate_folder / "values"
-    spec = find_spec("cloudpickle")
-    if spec is None or spec.origin is None:
-        raise ConfigError("cloudpickle is not installed here; reinstall chelate.")
-    folders["lib/cloudpickle"] = Path(spec.origin).parent
+    for room in _ROOMS:
+        folders[f"own/chelate/{room}".rstrip("/")] = chelate_folder / room
+    for package in ("cloudpickle", "pluggy"):
+        folder = _folder_of(package)
+        if folder is None:
+            raise ConfigError(f"{package} is not installed here; reinstall chelate.")
+        folders[f"lib/{package}"] = folder
+    for package in sorted({entry.module.partition(".")[0] for entry in _plugins()}):
+        folder = _folder_of(package)
+        if folder is not None:
+            folders[f"own/{package}"] = folder
     for name, folder in folders.items():
         for path in sorted(folder.glob("*.py")):
             files[f"{name}/{path.name}"] = path.read_text(encoding="utf-8")
-    files["worker.py"] = (chelate_folder / "worker.py").read_text(encoding="utf-8")
+    files["worker.py"] = files["own/chelate/worker.py"]
     data = zlib.compress(json.dumps(files, sort_keys=True).encode(), 9)
     return Tools(digest_bytes(data), data)
 

@@ -15,7 +15,7 @@ from chelate.client.codec import load_value
 from chelate.model import DispatchRecord, NodeRecord, NodeStatus, Status
 from chelate.store import SQLStore
 
-__all__ = ["Line", "Watch", "examine", "read_ledger"]
+__all__ = ["Line", "Seen", "Watch", "examine", "executions", "read_ledger"]
 
 SLACK = 0.02  # seconds by which two processes' readings of one clock may seem out of order
 
@@ -39,16 +39,18 @@ def read_ledger(folder: Path) -> list[Line]:
 
 
 @dataclass(slots=True)
-class _Store:
+class Seen:
+    """What the store holds at the end."""
+
     dispatches: dict[str, DispatchRecord]
     nodes: dict[tuple[str, int], NodeRecord]
 
 
-def _read(store: SQLStore) -> _Store:
+def _read(store: SQLStore) -> Seen:
     with store.snapshot() as snapshot:
         dispatches = {record.dispatch_id: record for record in snapshot.dispatches()}
         nodes = {(dispatch, row.node_id): row for dispatch, row in snapshot.nodes()}
-    return _Store(dispatches, nodes)
+    return Seen(dispatches, nodes)
 
 
 class Watch:
@@ -87,14 +89,14 @@ def examine(folder: Path, store: SQLStore) -> list[str]:
     report = check_store(store)
     return [
         *_acknowledged(found, journal, store),
-        *_executions(found, lines),
+        *executions(found, lines),
         *_cancels(found, journal, lines),
         *_retries(found, journal),
         *(f"fsck: {item.invariant} {item.dispatch_id} {item.what}" for item in report.findings),
     ]
 
 
-def _acknowledged(found: _Store, journal: list[dict], store: SQLStore) -> list[str]:
+def _acknowledged(found: Seen, journal: list[dict], store: SQLStore) -> list[str]:
     """Each acknowledged dispatch has ended, as it should have."""
     wrong = []
     aimed = {line["id"] for line in journal if line["do"] == "cancel"}
@@ -127,7 +129,7 @@ def _acknowledged(found: _Store, journal: list[dict], store: SQLStore) -> list[s
     return wrong
 
 
-def _any_cancel(found: _Store, dispatch_id: str) -> bool:
+def _any_cancel(found: Seen, dispatch_id: str) -> bool:
     return any(
         row.cancel_requested
         for (dispatch, _), row in found.nodes.items()
@@ -135,7 +137,7 @@ def _any_cancel(found: _Store, dispatch_id: str) -> bool:
     )
 
 
-def _executions(found: _Store, lines: list[Line]) -> list[str]:
+def executions(found: Seen, lines: list[Line]) -> list[str]:
     """Each attempt ran once; attempts follow each other; nothing runs after its end."""
     wrong = []
     starts: dict[tuple[str, int], list[Line]] = defaultdict(list)
@@ -181,7 +183,7 @@ def _executions(found: _Store, lines: list[Line]) -> list[str]:
     return wrong
 
 
-def _cancels(found: _Store, journal: list[dict], lines: list[Line]) -> list[str]:
+def _cancels(found: Seen, journal: list[dict], lines: list[Line]) -> list[str]:
     """An acknowledged cancel is in the store; a confirmed one is final from then on."""
     wrong = []
     for line in journal:
@@ -202,7 +204,7 @@ def _cancels(found: _Store, journal: list[dict], lines: list[Line]) -> list[str]
     return wrong
 
 
-def _retries(found: _Store, journal: list[dict]) -> list[str]:
+def _retries(found: Seen, journal: list[dict]) -> list[str]:
     """A task that fails by itself is tried as often as its policy says, and not more."""
     wrong = []
     flows = {line["id"]: line["flow"] for line in journal if line["do"] == "dispatch"}

@@ -160,16 +160,15 @@ class Round:
             self.start("scheduler")
             for name in self.names:
                 self.start(name)
-            self.until(self.begun, 60.0, "the first task")
+            self.until(self.begun, 120.0, "the first task")
             self.store.open()
             watch = Watch(self.folder, self.store)
             self.trouble(watch)
             calm = time.monotonic()
-            self.settle(watch)
+            if self.settle(watch):
+                self.leftovers()
             self.outcome.quiet = time.monotonic() - calm
             self.outcome.looks = watch.looks
-            if not self.outcome.violations or "end" not in self.outcome.violations[-1]:
-                self.leftovers()
             self.count()
             self.outcome.violations += examine(self.folder, self.store)
         finally:
@@ -285,8 +284,8 @@ class Round:
 
     # -- the end ----------------------------------------------------------------------------------
 
-    def settle(self, watch: Watch) -> None:
-        """No more faults: every kernel says that all has ended, and leaves."""
+    def settle(self, watch: Watch) -> bool:
+        """No more faults: whether every kernel says in time that all has ended, and leaves."""
         (self.folder / "spool" / "calm").touch()
         (self.folder / "stop").touch()
         for pid in list(self.asleep):
@@ -303,8 +302,10 @@ class Round:
             if now > deadline:
                 left = "; ".join(self.unfinished())
                 self.outcome.violations.append(f"did not end within {self.patience:g} s: {left}")
-                return
+                return False
             time.sleep(0.05)
+        self.outcome.violations += watch.look()
+        return True
 
     def unfinished(self) -> list[str]:
         query = DispatchFilter(status=ALIVE, roots_only=False, limit=10_000)

@@ -128,7 +128,7 @@ def slow(ledger, number):
 far = ct.electron(stubborn.function, executor="slurm", name="far")
 
 FLOWS = {"mixed": mixed, "quick": quick, "array": array, "failing": failing, "slow": slow}
-WEIGHTS = {"mixed": 3, "quick": 4, "array": 2, "failing": 1, "slow": 2}
+WEIGHTS = {"mixed": 3, "quick": 4, "array": 2, "failing": 1, "slow": 5}
 RESULTS = {
     "mixed": lambda number: 9 * number + 5,
     "quick": lambda number: number + 10,
@@ -218,7 +218,7 @@ def main(folder: Path, slot: str, width: int) -> None:
             number = rng.randrange(1000)
             dispatch_id = ct.dispatch(FLOWS[flow])(ledger, number)
             journal.write(do="dispatch", id=dispatch_id, flow=flow, number=number)
-        if rng.random() < 0.06:
+        if rng.random() < 0.05:
             cancel_something(rng, folder, journal)
         time.sleep(rng.uniform(0.02, 0.2))
     while left := gateway.records(unfinished):

@@ -45,6 +45,8 @@ class _Child:
         self.place = os.path.join(folder, "run-{}".format(run))
         self.home = os.getcwd()
         _lend_cloudpickle(os.path.join(tools, "lib"))
+        # Modules of users import chelate; what they get is what sent them.
+        sys.path.insert(0, os.path.join(tools, "own"))
         self.worker = _load_worker(os.path.join(tools, "worker.py"))
         self.context = type(sys)("_chelate_task_context")
         self.in_task = False
@@ -203,8 +205,7 @@ def _lend_cloudpickle(folder: str) -> None:
     assert found.origin is not None
     with open(found.origin, encoding="utf-8") as file:
         theirs = _version(file.read())
-    if theirs < ours:
-        sys.path.insert(0, folder)
+    sys.path.insert(0 if theirs < ours else len(sys.path), folder)
 
 
 def _version(text: str) -> "tuple[int, ...]":
