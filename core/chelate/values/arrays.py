@@ -1,4 +1,4 @@
-"""How objects of libraries are taken apart: numpy, pandas, torch, pydantic.
+"""How objects of libraries are taken apart: numpy, pandas, torch, pydantic, scipy, random.
 
 Every rule gets the loaded library as an argument, so none is imported here.
 """
@@ -20,13 +20,25 @@ _VALIDATING: Final = {
     "ValidateCallWrapper": ("config_wrapper", "function", "validate_return"),
 }
 _VECTORIZED: Final = {"cache", "excluded", "otypes", "pyfunc", "signature"}  # the rest follows
+_MASKED: Final = {
+    "_basedict", "_baseclass", "_fill_value", "_hardmask", "_isfield", "_mask", "_optinfo",
+    "_sharedmask",
+}  # fmt: skip
+# What sparse matrices find out about their numbers when they are asked.
+_SPARSE: Final = {"_has_canonical_format", "_has_sorted_indices"}
 
 
 def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] | None:
     if isinstance(value, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(value)
         data = np.where(mask, np.zeros((), value.dtype), value.data)
-        return encoder.record("masked", data, mask, value.fill_value)
+        added = {k: item for k, item in value.__dict__.items() if k not in _MASKED}
+        more = (
+            [encoder.class_of(value), added]
+            if added or type(value) is not np.ma.MaskedArray
+            else []
+        )
+        return encoder.record("masked", data, mask, value.fill_value, *more)
     if isinstance(value, np.ndarray):
         return _array(encoder, np, value)
     if package != "numpy":
@@ -39,6 +51,8 @@ def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] |
         return encoder.record("generator", value.bit_generator)
     if isinstance(value, np.random.BitGenerator):
         return encoder.record("bits", value.state)
+    if value is np.random.mtrand._rand:  # numpy's own functions draw from it
+        return encoder.record("random", "global")
     if isinstance(value, np.random.RandomState):
         return encoder.record("random", value.get_state(legacy=False))
     if isinstance(value, np.ufunc):
@@ -53,8 +67,12 @@ def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] |
 
 
 def _array(encoder: Encoder, np: Any, value: Any) -> list[Chunk]:
-    kind = "" if type(value) in (np.ndarray, np.memmap) else encoder.class_of(value)
-    head = ("array", kind, value.dtype.str, value.shape)
+    plain = type(value) in (np.ndarray, np.memmap)
+    kind = "" if plain else encoder.class_of(value)
+    added = {} if plain else getattr(value, "__dict__", {})
+    head: tuple[Any, ...] = ("array", kind, value.dtype.str, value.shape)
+    if added:  # such as a unit
+        head = (*head, dict(added))
     if value.dtype.names:
         fields = [np.asarray(value[name]) for name in value.dtype.names]
         return encoder.record("struct", head, value.dtype.names, fields)
@@ -85,9 +103,10 @@ def _pandas(encoder: Encoder, pd: Any, value: Any, package: str) -> list[Chunk] 
     if isinstance(value, pd.DataFrame):
         columns = [value.iloc[:, number].array for number in range(value.shape[1])]
         kind = encoder.class_of(value)
-        return encoder.record("frame", kind, dict(value.attrs), value.columns, value.index, columns)
+        attrs = _added(value)
+        return encoder.record("frame", kind, attrs, value.columns, value.index, columns)
     if isinstance(value, pd.Series):
-        kind, attrs = encoder.class_of(value), dict(value.attrs)
+        kind, attrs = encoder.class_of(value), _added(value)
         return encoder.record("series", kind, attrs, value.name, value.index, value.array)
     if isinstance(value, pd.MultiIndex):
         levels = [value.get_level_values(number) for number in range(value.nlevels)]
@@ -116,6 +135,32 @@ def _pandas(encoder: Encoder, pd: Any, value: Any, package: str) -> list[Chunk] 
     return encoder.record("column", dtype, _strings(filled), missing)
 
 
+def _added(value: Any) -> Any:
+    """What a frame or series carries besides its data; accessors such as ``.str`` follow."""
+    kind = type(value)
+    names = {name for name in vars(value) if name[:1] != "_" and not hasattr(kind, name)}
+    names |= {name for name in kind._metadata if name not in ("_name", "name")}
+    found = {name: getattr(value, name) for name in sorted(names) if hasattr(value, name)}
+    attrs, repeated = dict(value.attrs), bool(value.flags.allows_duplicate_labels)
+    return (attrs, repeated, found) if found or not repeated else attrs
+
+
+def _scipy(encoder: Encoder, scipy: Any, value: Any, package: str) -> list[Chunk] | None:
+    fields = getattr(value, "__dict__", {})
+    if not isinstance(fields, dict) or _SPARSE.isdisjoint(fields):
+        return None
+    return encoder.fields(
+        "instance", type(value), {k: item for k, item in fields.items() if k not in _SPARSE}
+    )
+
+
+def _random(encoder: Encoder, random: Any, value: Any, package: str) -> list[Chunk] | None:
+    if type(value) is not random.Random:
+        return None
+    shared = value is random._inst  # the functions of the module draw from it
+    return encoder.record("random", "global" if shared else value.getstate())
+
+
 def _torch(encoder: Encoder, torch: Any, value: Any, package: str) -> list[Chunk] | None:
     if package == "torch" and isinstance(value, torch.dtype | torch.device):
         return encoder.record("torch", str(value))
@@ -138,5 +183,7 @@ LIBRARIES: Final[dict[str, Callable[[Encoder, Any, Any, str], list[Chunk] | None
     "numpy": _numpy,
     "pandas": _pandas,
     "pydantic": _pydantic,
+    "random": _random,
+    "scipy": _scipy,
     "torch": _torch,
 }

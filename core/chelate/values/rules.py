@@ -139,6 +139,7 @@ def _named(encoder: Encoder, value: Any) -> list[Chunk] | None:
         module, name = value.__name__, ""
     elif isinstance(value, type | FunctionType | BuiltinFunctionType) or (
         type(value) in (type(str.join), type(object.__init__))
+        or type(value).__name__ == "cython_function_or_method"
     ):
         owner = getattr(value, "__objclass__", None)
         module = getattr(owner or value, "__module__", None) or "builtins"

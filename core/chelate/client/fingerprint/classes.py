@@ -84,7 +84,7 @@ def is_user_class(kind: type) -> bool:
 def class_parts(kind: type) -> ClassParts:
     """What counts of a user's class."""
     own = kind.__dict__
-    lines = [kind.__name__]
+    lines = [kind.__name__, *(base.__name__ for base in kind.__bases__)]
     members: list[tuple[str, Any]] = [
         (f"base {number}", base) for number, base in enumerate(kind.__bases__) if base is not object
     ]

@@ -13,11 +13,17 @@ from chelate.values.rules import encode
 
 from .bytecode import code_facts
 from .classes import is_user_class
-from .parts import BUILT_IN, electron_function, harmless, is_class, spelled, wrapper_parts
+from .parts import (
+    electron_function,
+    harmless,
+    is_built_in,
+    is_class,
+    spelled,
+    wrapper_parts,
+)
 
 __all__ = ["Reader"]
 
-_CODE: Final = (FunctionType, ModuleType, *BUILT_IN)
 # Packages whose objects read no annotations of the functions that they hold.
 _INWARD: Final = sys.stdlib_module_names | {"chelate", "numpy", "pandas"}
 
@@ -93,7 +99,11 @@ class Reader:
             if not is_user_class(found):
                 self._library(found)
                 return None
-        elif not isinstance(found, _CODE) and wrapper_parts(found) is None:
+        elif not (
+            isinstance(found, (FunctionType, ModuleType))
+            or is_built_in(found)
+            or wrapper_parts(found) is not None
+        ):
             return None
         if not unordered:
             mark = f"#{len(self._placed)}"

@@ -25,11 +25,11 @@ from .library import is_library_module, library_place
 from .syntax import syntax_digest
 
 __all__ = [
-    "BUILT_IN",
     "electron_function",
     "harmless",
     "hashed",
     "innermost",
+    "is_built_in",
     "is_class",
     "is_installed",
     "is_patch",
@@ -49,12 +49,17 @@ _HARMLESS: Final = (
     "pydantic_core._pydantic_core.Schema",  # follows from the type, which counts
     "pydantic.plugin._schema_validator.",
 )
-BUILT_IN: Final = (
+_BUILT_IN: Final = (
     BuiltinFunctionType,
     MethodDescriptorType,
     MethodWrapperType,
     WrapperDescriptorType,
 )
+
+
+def is_built_in(found: Any) -> bool:
+    """Whether it is a function of compiled code, from C or from Cython."""
+    return isinstance(found, _BUILT_IN) or type(found).__name__ == "cython_function_or_method"
 
 
 def hashed(*texts: str) -> str:
@@ -94,18 +99,19 @@ def innermost(function: Any) -> Any:
 def role_and_label(owner: tuple[str, str], edge: str, found: Any) -> tuple[str, str]:
     """The role and label of what a component with the role and label ``owner`` refers to."""
     role, label = owner
+    word, _, rest = edge.partition(" ")
     if role == "depends_on":
         return role, label
-    if role == "decorator":
+    if role == "decorator" and word != "global":
         return role, maker(found) if isinstance(found, FunctionType) else label
-    word, _, rest = edge.partition(" ")
     code = isinstance(found, FunctionType) or wrapper_parts(found) is not None
+    compiled = is_built_in(found)
     if role == "body" and word in ("default", "closure"):
         if word == "default":
             return "default", rest
         if not code and not isinstance(found, type):
             return "closure", rest
-    elif word != "global" and not code and not isinstance(found, (type, ModuleType, *BUILT_IN)):
+    elif word != "global" and not (code or compiled or isinstance(found, (type, ModuleType))):
         return role, label
     elif isinstance(found, type):
         return "class", found.__name__
@@ -113,7 +119,7 @@ def role_and_label(owner: tuple[str, str], edge: str, found: Any) -> tuple[str, 
         return role, label
     if isinstance(found, type):
         return "class", found.__name__
-    if code or isinstance(found, (ModuleType, *BUILT_IN)):
+    if code or compiled or isinstance(found, ModuleType):
         if word not in ("global", "closure"):
             return "helper", label
         named = "<" not in getattr(found, "__qualname__", "<")
@@ -150,6 +156,8 @@ def wrapper_parts(found: Any) -> list[tuple[str, Any]] | None:
         ]
     if type(found).__name__ == "_lru_cache_wrapper":
         return [("wrapped", found.__wrapped__), ("cache", found.cache_parameters())]
+    if type(found).__name__ in ("MemorizedFunc", "NotMemorizedFunc"):  # joblib's
+        return [("wrapped", found.func)]
     if type(found).__name__ == "PydanticDescriptorProxy":
         return [("wrapped", found.wrapped), ("settings", repr(found.decorator_info))]
     return None
@@ -186,7 +194,7 @@ def is_class(found: Any) -> bool:
 def harmless(found: Any) -> str | None:
     """What counts of an object that cannot be looked into and need not be, such as a lock."""
     kind = type(found)
-    if kind.__module__.partition(".")[0] in ("builtins", "collections"):
+    if is_built_in(found) or kind.__module__.partition(".")[0] in ("builtins", "collections"):
         return None
     name = f"{kind.__module__}.{kind.__qualname__}"
     if kind.__module__ == "itertools" and _COUNT.fullmatch(text := repr(found)):

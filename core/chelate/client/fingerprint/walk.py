@@ -26,10 +26,10 @@ from .imports import MACHINERY, follow_imports
 from .library import distribution, is_library_module, library_place
 from .manifest import shown
 from .parts import (
-    BUILT_IN,
     electron_function,
     hashed,
     innermost,
+    is_built_in,
     is_class,
     is_patch,
     maker,
@@ -186,7 +186,7 @@ class Walk:
             self._class(component, found)
         elif isinstance(found, ModuleType):
             self._module(component, found)
-        elif isinstance(found, BUILT_IN):
+        elif is_built_in(found):
             self._built_in(component, found)
         else:
             parts = wrapper_parts(found)
