@@ -1,4 +1,4 @@
-"""How objects of libraries are taken apart: numpy, pandas, torch, pydantic, scipy, random.
+"""How objects of libraries are taken apart: numpy, pandas, torch, pydantic, scipy.
 
 Every rule gets the loaded library as an argument, so none is imported here.
 """
@@ -33,11 +33,8 @@ def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] |
         mask = np.ma.getmaskarray(value)
         data = np.where(mask, np.zeros((), value.dtype), value.data)
         added = {k: item for k, item in value.__dict__.items() if k not in _MASKED}
-        more = (
-            [encoder.class_of(value), added]
-            if added or type(value) is not np.ma.MaskedArray
-            else []
-        )
+        plain = type(value) is np.ma.MaskedArray and not added
+        more = [] if plain else [encoder.class_of(value), added]
         return encoder.record("masked", data, mask, value.fill_value, *more)
     if isinstance(value, np.ndarray):
         return _array(encoder, np, value)
@@ -154,13 +151,6 @@ def _scipy(encoder: Encoder, scipy: Any, value: Any, package: str) -> list[Chunk
     )
 
 
-def _random(encoder: Encoder, random: Any, value: Any, package: str) -> list[Chunk] | None:
-    if type(value) is not random.Random:
-        return None
-    shared = value is random._inst  # the functions of the module draw from it
-    return encoder.record("random", "global" if shared else value.getstate())
-
-
 def _torch(encoder: Encoder, torch: Any, value: Any, package: str) -> list[Chunk] | None:
     if package == "torch" and isinstance(value, torch.dtype | torch.device):
         return encoder.record("torch", str(value))
@@ -183,7 +173,6 @@ LIBRARIES: Final[dict[str, Callable[[Encoder, Any, Any, str], list[Chunk] | None
     "numpy": _numpy,
     "pandas": _pandas,
     "pydantic": _pydantic,
-    "random": _random,
     "scipy": _scipy,
     "torch": _torch,
 }

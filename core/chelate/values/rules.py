@@ -13,6 +13,7 @@ import enum
 import fractions
 import functools
 import pathlib
+import random
 import re
 import struct
 import sys
@@ -325,6 +326,12 @@ _EXACT: Final[dict[type, Rule]] = {
     MappingProxyType: lambda encoder, value: encoder.record("proxy", dict(value)),
     SimpleNamespace: lambda encoder, value: encoder.fields(
         "namespace", SimpleNamespace, value.__dict__
+    ),
+    # The functions of the module draw from one instance, whose state nobody has chosen.
+    random.Random: lambda encoder, value: (
+        encoder.record("random", "global")
+        if value is getattr(random, "_inst", None)
+        else _instance(encoder, value)
     ),
     functools.partial: lambda encoder, value: encoder.record(
         "partial", value.func, value.args, dict(sorted(value.keywords.items())), _fields(value)

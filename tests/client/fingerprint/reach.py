@@ -1216,3 +1216,90 @@ RUNS = [
         "# b",
     ),
 ]
+
+ROWS += [
+    held(
+        "attribute of a subclass of ndarray",
+        "class Q(np.ndarray):\n    pass\nG = np.zeros(3).view(Q)\nG.unit = 'm'",
+        "= 'm'",
+        "= 'km'",
+        head=NP,
+    ),
+    held(
+        "method of a subclass of a masked array",
+        "class Q(np.ma.MaskedArray):\n    def q(self):\n        return 5\nG = np.ma.array([1]).view(Q)",
+        "return 5",
+        "return 6",
+        head=NP,
+    ),
+    held(
+        "attribute of a masked array",
+        "G = np.ma.array([1])\nG.unit = 'm'",
+        "= 'm'",
+        "= 'km'",
+        head=NP,
+    ),
+    held(
+        "metadata of a subclass of a frame",
+        "class Q(pd.DataFrame):\n    _metadata = ['unit']\nG = Q({'a': [1]})\nG.unit = 'm'",
+        "= 'm'",
+        "= 'km'",
+        head=PD,
+    ),
+    held(
+        "metadata of a subclass of a series",
+        "class Q(pd.Series):\n    _metadata = ['_unit']\nG = Q([1])\nG._unit = 'm'",
+        "= 'm'",
+        "= 'km'",
+        head=PD,
+    ),
+    held(
+        "flags of a frame",
+        "G = pd.DataFrame({'a': [1]})\nG.flags.allows_duplicate_labels = True",
+        "= True",
+        "= False",
+        head=PD,
+    ),
+    held(
+        "method of a seeded generator", "import random\nG = random.Random(3).random", "(3)", "(4)"
+    ),
+    held(
+        "method of a seeded numpy state", "G = np.random.RandomState(3).rand", "(3)", "(4)", head=NP
+    ),
+    value("compiled function", "[np.random.normal]", "[np.random.uniform]", NP),
+    value(
+        "compiled function of pandas",
+        "{infer_dtype: 1}",
+        "{is_string_dtype: 1}",
+        "from pandas.api.types import infer_dtype, is_string_dtype",
+    ),
+    Row(
+        "base of an exception",
+        "class E(Exception):\n    pass\ndef task():\n    raise E\n",
+        "(Exception)",
+        "(ValueError)",
+    ),
+]
+COSMETIC += [
+    Row(
+        "functions that share a random state",
+        "import random\nfrom random import choice, gauss\nrandom.random()\nG = [random.uniform]\ndef task():\n    return choice, gauss(), G  # one\n",
+        "# one",
+        "# two",
+    ),
+    Row(
+        "numpy functions that share a random state",
+        "import numpy as np\nfrom numpy.random import normal\nnp.random.random()\nG = {'a': np.random.rand, 'b': np.random.mtrand._rand}\ndef task():\n    return normal(), G  # one\n",
+        "# one",
+        "# two",
+    ),
+    Row(
+        "compiled functions",
+        "from pandas.api.types import infer_dtype\nG = {infer_dtype}\ndef task(x):\n    return infer_dtype(x), G  # one\n",
+        "# one",
+        "# two",
+    ),
+    held(
+        "accessors of a series", "G = pd.Series(['a'])\nG.str.len()", "# ", "# ", head=PD + "# a\n"
+    ),
+]
