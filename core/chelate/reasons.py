@@ -117,6 +117,8 @@ class Reasons:
         if (reason := self._code_reason(node, old)) is not None:
             return reason
         if (reason := self._argument_reason(node, old, outputs)) is not None:
+            if node.kind == Kind.RETURN:  # nobody has named its argument
+                return reason[0], reason[1].replace("argument arg[0]", "the value")
             return reason
         return "EXTRA_CALL", f"one more call of {node.name}() with these inputs than before"
 

@@ -208,3 +208,10 @@ CODE += [
     pair("late_package", {"main": "@ct.electron\ndef f(x):\n    from . import helpers\n    return helpers.h(x)\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", "helpers": "from .more import inner\ndef h(x):\n    return inner(x)\n", "more": "def inner(x):\n    return x + 1\n"}, [("more", "x + 1", "x + 2")], "f HELPER"),
     pair("other_quote", "from shlex import quote\n@ct.electron\ndef f(x):\n    return quote(str(x))\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [("from shlex", "from urllib.parse")], "f HELPER helper quote() changed"),
 ]
+CODE += [
+    pair("random_functions", "from random import choice, random\n@ct.electron\ndef f(x):\n    return choice([x]) + int(random())\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [], "f SAME"),
+    pair("decorator_helper", "import functools\ndef log(x):\n    return x\ndef deco(g):\n    @functools.wraps(g)\n    def w(*a):\n        return log(g(*a))\n    return w\n@ct.electron\n@deco\ndef f(x):\n    return x + 1\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [("    return x\ndef", "    return -x\ndef")], "f HELPER helper log() changed"),
+    pair("decorator_global", "import functools\nN = 3\ndef deco(g):\n    @functools.wraps(g)\n    def w(*a):\n        return g(*a) * N\n    return w\n@ct.electron\n@deco\ndef f(x):\n    return x + 1\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [("N = 3", "N = 4")], "f GLOBAL global N changed: 3 → 4"),
+    pair("decorator_added", "import functools\ndef deco(g):\n    @functools.wraps(g)\n    def w(*a):\n        return g(*a) * 2\n    return w\n@ct.electron\ndef f(x):\n    return x + 1\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [("@ct.electron\n", "@ct.electron\n@deco\n")], "f DECORATOR decorator deco() is new"),
+    pair("exception_base", "class E(Exception):\n    pass\n@ct.electron\ndef f(x):\n    try:\n        raise E\n    except ValueError:\n        return x\n    except Exception:\n        return -x\n@ct.lattice\ndef wf(x=3):\n    return f(x)\n", [("E(Exception)", "E(ValueError)")], "f CLASS class E changed"),
+]

@@ -144,6 +144,15 @@ def _added(value: Any) -> Any:
 
 def _scipy(encoder: Encoder, scipy: Any, value: Any, package: str) -> list[Chunk] | None:
     fields = getattr(value, "__dict__", {})
+    if package == "scipy" and type(value).__name__ in (
+        "rv_continuous_frozen",
+        "rv_discrete_frozen",
+    ):
+        family, given = value.dist, (value.args, value.kwds)
+        settings = family._updated_ctor_param()
+        return encoder.record(
+            "distribution", encoder.class_of(family), settings, family.random_state, *given
+        )
     if not isinstance(fields, dict) or _SPARSE.isdisjoint(fields):
         return None
     return encoder.fields(
