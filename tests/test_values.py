@@ -155,6 +155,8 @@ def _padded(byte):
 
 
 DIFFERENT = [
+    (np.dtype("f8", metadata={"unit": "m"}), np.dtype("f8", metadata={"unit": "s"})),
+    (np.zeros(2, np.dtype("f8", metadata={"unit": "m"})), np.zeros(2)),
     (1, "1"),
     (1, 1.0),
     (1, True),

@@ -43,7 +43,8 @@ def _numpy(encoder: Encoder, np: Any, value: Any, package: str) -> list[Chunk] |
     if isinstance(value, np.generic):
         return encoder.record("scalar", np.asarray(value))
     if isinstance(value, np.dtype):
-        return encoder.record("dtype", value.str, value.descr if value.names else None)
+        told = [dict(value.metadata)] if value.metadata else []
+        return encoder.record("dtype", value.str, value.descr if value.names else None, *told)
     if isinstance(value, np.random.Generator):
         return encoder.record("generator", value.bit_generator)
     if isinstance(value, np.random.BitGenerator):
@@ -70,6 +71,8 @@ def _array(encoder: Encoder, np: Any, value: Any) -> list[Chunk]:
     head: tuple[Any, ...] = ("array", kind, value.dtype.str, value.shape)
     if added:  # such as a unit
         head = (*head, dict(added))
+    if value.dtype.metadata:
+        head = (*head, "metadata", dict(value.dtype.metadata))
     if value.dtype.names:
         fields = [np.asarray(value[name]) for name in value.dtype.names]
         return encoder.record("struct", head, value.dtype.names, fields)
