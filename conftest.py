@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--large", action="store_true", help="run the campaigns of minutes, too")
+
+
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """What one test configures, and the kernel it leaves, are not for the next."""
+    from chelate import embedding
+
+    before = dict(embedding._overrides)
+    yield
+    if embedding._overrides != before:
+        embedding.shutdown()
+        embedding._overrides.clear()
+        embedding._overrides.update(before)
 
 
 def _group(item: pytest.Item) -> str:

@@ -343,11 +343,11 @@ def test_foreign_placeholders():
 
 
 def test_unknown_executors_say_what_to_install():
-    @ct.electron(executor="slurm")
+    @ct.electron(executor="braket")
     def remote():
         return 1
 
-    with pytest.raises(ct.errors.PluginNotFoundError, match="pip install chelate-slurm"):
+    with pytest.raises(ct.errors.PluginNotFoundError, match="pip install chelate-braket"):
         ct.dispatch(ct.lattice(lambda: remote()))()
 
 

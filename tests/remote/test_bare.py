@@ -57,8 +57,8 @@ if __name__ == "__main__":
     result = ct.get_result(first, wait=True)
     print(result.status, result.result, result.error or "")
     again = ct.redispatch(first, reuse_previous_results=True)(1)
-    decisions = {str(row.decision) for row in ct.explain(again).rows}
-    print(ct.get_result(again, wait=True).result, *decisions)
+    value = ct.get_result(again, wait=True).result
+    print(value, *{str(row.decision) for row in ct.explain(again).rows})
 """
 
 

@@ -109,7 +109,9 @@ class Examiner:
         """``release`` was called: the result is the kernel's."""
         dispatch_id, node, _ = _place(instance.key)
         row = self._one(
-            "SELECT key, status FROM nodes WHERE dispatch_id = ? AND node_id = ?", dispatch_id, node
+            "SELECT key, status, child_id FROM nodes WHERE dispatch_id = ? AND node_id = ?",
+            dispatch_id,
+            node,
         )
         ended = instance.state == "ENDED" and instance.outcome is not None and instance.outcome.ok
         if (
@@ -117,6 +119,7 @@ class Examiner:
             and not self.stale
             and row[0] == instance.key
             and row[1] not in (*FINAL, "EXPANDED")
+            and row[2] is None  # the result of a build is the sub-workflow
         ):
             self.universe.blame(f"{instance.key} is released while its row says {row[1]}")
 

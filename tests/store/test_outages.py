@@ -23,6 +23,7 @@ from tests.services.postgres import PostgresServer
 from tests.services.postgres import start as start_server
 
 import chelate as ct
+from chelate import embedding
 from chelate.checking import check_store
 from chelate.embedding import current
 from chelate.errors import (
@@ -119,8 +120,11 @@ class User:
 
 @pytest.fixture
 def user(tmp_path: Path) -> Iterator[User]:
+    before = dict(embedding._overrides)
     yield User(tmp_path)
     ct.shutdown()
+    embedding._overrides.clear()
+    embedding._overrides.update(before)
 
 
 @pytest.fixture

@@ -254,10 +254,12 @@ class Snapshots:
 def _as_loaded(name: str, module: ModuleType) -> _Loaded | None:
     """What to keep of a module; None unless it is the user's own, with source."""
     top = name.partition(".")[0]
-    if top in _apart() or top.startswith("_chelate") or top in sys.stdlib_module_names:
+    if top in _APART or top.startswith("_chelate") or top in sys.stdlib_module_names:
         return None
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or not file.endswith(".py") or is_library_file(file):
+        return None
+    if top in _apart():
         return None
     if not all(part.isidentifier() for part in name.split(".")):
         return None
