@@ -20,7 +20,7 @@ from chelate.store.database import Busy, Database
 from chelate.store.locks import KernelLocks, network_filesystem
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import URL, Connection, Engine, Table
     from sqlalchemy.exc import DBAPIError
 
 __all__ = ["APPLICATION_ID", "SQLiteDatabase"]
@@ -92,16 +92,22 @@ class SQLiteDatabase(Database):
             temporary.unlink()
 
     def _create_engine(self) -> Engine:
-        from sqlalchemy import URL, create_engine, event
+        from sqlalchemy import create_engine, event
 
         engine = create_engine(
-            URL.create("sqlite", database=str(self.path)),
+            self._place("rw"),  # a database that was deleted must not come back empty
             # No implicit transactions of the driver: they begin deferred and fail when upgraded.
             connect_args={"isolation_level": None, "timeout": self.timeout},
             max_overflow=-1,
         )
         event.listen(engine, "connect", self._set_up)
         return engine
+
+    def _place(self, mode: str) -> URL:
+        from sqlalchemy import URL
+
+        name = f"file:{quote(str(self.path))}"
+        return URL.create("sqlite", database=name, query={"mode": mode, "uri": "true"})
 
     def _set_up(self, driver: Any, _: Any) -> None:
         driver.execute("PRAGMA foreign_keys=ON")
@@ -127,16 +133,14 @@ class SQLiteDatabase(Database):
                 )
 
     def _reading(self) -> Connection:
-        from sqlalchemy import URL, create_engine
+        from sqlalchemy import create_engine
         from sqlalchemy.pool import NullPool
 
         if not self.path.is_file():
             raise StoreUnavailableError(f"There is no store at {self.path}.")
-        place = URL.create(
-            "sqlite", database=f"file:{quote(str(self.path))}", query={"mode": "ro", "uri": "true"}
-        )
         wishes = {"isolation_level": None, "timeout": self.timeout}
-        connection = create_engine(place, connect_args=wishes, poolclass=NullPool).connect()
+        engine = create_engine(self._place("ro"), connect_args=wishes, poolclass=NullPool)
+        connection = engine.connect()
         connection.exec_driver_sql("BEGIN")
         return connection
 
