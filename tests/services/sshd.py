@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -46,8 +47,11 @@ def find_binary() -> str | None:
 
 
 def free_port() -> int:
-    """A port nobody listens on, below the range that outgoing connections take theirs from."""
-    for port in range(20_000 + os.getpid() % 5_000, 32_000):
+    """A port nobody listens on, below the range that outgoing connections take theirs from.
+
+    A random one, since other test processes look for ports at the same time.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -305,7 +305,7 @@ def test_ids_that_have_no_triggers_are_named(ct: Any, held: Any) -> None:
 def test_what_is_no_trigger_is_refused(ct: Any) -> None:
     def attached() -> None: ...
 
-    with pytest.raises(ct.errors.ConfigError, match="no trigger"):
+    with pytest.raises(ct.errors.ConfigError, match="must be a trigger"):
         ct.dispatch(ct.lattice(attached, triggers="hourly"))()
     assert not ct.list_dispatches()
 
