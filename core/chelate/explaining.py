@@ -26,6 +26,18 @@ _NAME = 30
 _FEW = 3
 
 
+def _folded(text: str, initial_indent: str = "", subsequent_indent: str = "") -> list[str]:
+    """Lines of at most ``_COLUMNS``; ids and paths stay whole, so that they can be copied."""
+    return textwrap.wrap(
+        text,
+        _COLUMNS,
+        initial_indent=initial_indent,
+        subsequent_indent=subsequent_indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
 class Explanation:
     """Decisions in order of node id. Iterate it, index it by node id or task name, print it, or
     show it in a notebook; :meth:`to_json` gives plain data."""
@@ -78,18 +90,18 @@ class Explanation:
     def __str__(self) -> str:
         counts = self.counts
         told = ", ".join(f"{number} {word.lower()}" for word, number in counts.items() if number)
-        lines = textwrap.wrap(f"{self.title}: {told or 'no tasks'}", _COLUMNS)
+        lines = _folded(f"{self.title}: {told or 'no tasks'}")
         width = min(_NAME, max([4, *(len(row.name) for row in self.rows)]))
         hanging = " " * (width + 16)
         for row in self.rows:
             name = row.name if len(row.name) <= width else row.name[: width - 1] + "…"
             head = f"{row.node_id:>5}  {name:<{width}}  {row.decision:<5}  "
             text = " ".join(row.sentence.split())
-            lines += textwrap.wrap(
-                text, _COLUMNS, initial_indent=head, subsequent_indent=hanging
-            ) or [head.rstrip()]
+            lines += _folded(text, initial_indent=head, subsequent_indent=hanging) or [
+                head.rstrip()
+            ]
         for note in self.notes:
-            lines += textwrap.wrap(f"Note: {note}", _COLUMNS, subsequent_indent="  ")
+            lines += _folded(f"Note: {note}", subsequent_indent="  ")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -19,6 +19,7 @@ from chelate.errors import (
     RedispatchError,
     StoreError,
 )
+from chelate.explaining import Explanation
 
 LONG = 120
 
@@ -389,3 +390,10 @@ def test_a_lattice_that_the_worker_cannot_load(home, untouched):
 def test_no_server_and_no_wrong_address(noting):
     with pytest.raises(ConfigError):
         ct.redispatch(noting[2], dispatcher_addr=3)  # type: ignore[arg-type]
+
+
+def test_ids_stay_whole_where_lines_are_folded():
+    name = "cb02fe7c-8de8-54ec-aa83-2237e5cdca53"
+    for before in range(60, 100):
+        note = f"{'x' * before} {name}."
+        assert f"{name}." in str(Explanation("workflow", [], [note]))
