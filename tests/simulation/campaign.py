@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +20,7 @@ from tests.simulation.processes import Faults, Process, SimStore
 from tests.simulation.universe import Universe
 
 from chelate.bundle import Bundle
-from chelate.contracts.executor import Outcome
+from chelate.contracts.executor import Capabilities, Outcome
 from chelate.errors import StoreUnavailableError
 from chelate.graph import Graph, Kind, Node
 from chelate.model import ExecutorRef, Reason, Resources, Retry, TaskPolicy
@@ -91,7 +92,13 @@ class _Story:
         rng = universe.random
         names = list(models) or rng.sample(sorted(MODELS), rng.choice((1, 1, 2)))
         self.backends = {
-            name: Backend(universe, MODELS[name], self._outcome, self._span) for name in names
+            name: Backend(
+                universe,
+                MODELS[name],
+                self._outcome,
+                partial(self._span, MODELS[name].capabilities),
+            )
+            for name in names
         }
         self.examiner = Examiner(universe, bench.database, self.backends)
         self.faults = faults or self._faults(rng)
@@ -121,6 +128,8 @@ class _Story:
     def graph(self, rng: Random, depth: int = 0) -> Graph:
         """Two to eight tasks; fewer in sub-workflows."""
         size = rng.randint(2, 8) if depth == 0 else rng.randint(1, 3)
+        wide = any(MODELS[name].capabilities.packing for name in self.backends)
+        parents = (0, 0, 0, 1, 2) if wide else (0, 1, 1, 2)  # what is ready together is packed
         policies = [
             TaskPolicy(
                 ExecutorRef(rng.choice(sorted(self.backends))),
@@ -132,14 +141,14 @@ class _Story:
         ]
         nodes = []
         for node_id in range(size):
-            parents = sorted(rng.sample(range(node_id), min(node_id, rng.choice((0, 1, 1, 2)))))
+            inputs = sorted(rng.sample(range(node_id), min(node_id, rng.choice(parents))))
             kind = Kind.SUBLATTICE if depth < 2 and rng.random() < 0.12 else Kind.TASK
             nodes.append(
                 Node(
                     node_id,
                     f"task_{node_id}",
                     kind,
-                    args=[["n", parent] for parent in parents],
+                    args=[["n", parent] for parent in inputs],
                     policy=rng.randrange(len(policies)),
                 )
             )
@@ -165,10 +174,14 @@ class _Story:
             return Outcome(key, True, bundle.to_bytes(), graph=True)
         return Outcome(key, True, b"value of " + key.encode())
 
-    def _span(self, key: str) -> float:
+    def _span(self, model: Capabilities, key: str) -> float:
         """How long a body runs; some never end unless they are stopped."""
         rng = self.universe.random
-        if key.split(":")[0] in self.doomed and rng.random() < 0.2:
+        doomed = key.split(":")[0] in self.doomed and rng.random() < 0.2
+        if model.packing:
+            # Without help a cancelled task ends with its pack.
+            return 1e6 if doomed and model.cancel_task else rng.uniform(0.1, 12.0)
+        if doomed:
             return 1e6
         return rng.choice((rng.uniform(0.1, 3.0), rng.uniform(1.0, 20.0), rng.uniform(1.0, 60.0)))
 
@@ -189,11 +202,21 @@ class _Story:
         self.examiner.stores.clear()
         return self.processes
 
+    def able(self) -> list[Process]:
+        """Processes that can be asked for something."""
+        now = self.universe.now
+        return [p for p in self.alive() if p.awake <= now and not p.stopping]
+
     def watch_over(self) -> None:
         """Somebody starts a kernel again when there is none."""
-        if not self.alive():
+        if all(process.stopping for process in self.alive()):
             self.start_kernel()
         self.universe.at(self.universe.random.uniform(0.5, 8.0), self.watch_over)
+
+    def stop_kernel(self) -> None:
+        """Somebody ends a process in good order."""
+        for process in self.able()[:1]:
+            process.stop()
 
     # -- clients --------------------------------------------------------------------------------
 
@@ -202,7 +225,7 @@ class _Story:
         self.asked += 1
 
         def attempt() -> None:
-            able = [process for process in self.alive() if process.awake <= self.universe.now]
+            able = self.able()
             if able:
                 process = self.universe.random.choice(able)
                 name = f"{what} at {process.name}"
@@ -281,6 +304,8 @@ class _Story:
         if rng.random() < 0.3:
             universe.at(rng.uniform(0.0, 40.0), self.start_kernel)
         storm = rng.uniform(20.0, 120.0)
+        for _ in range(rng.choice((0, 0, 0, 1, 2))):
+            universe.at(rng.uniform(0.0, storm), self.stop_kernel)
         universe.run(lambda: self._at_rest(), seconds=storm, steps=60_000)
         universe.log("CALM")
         universe.calm = True
@@ -302,13 +327,12 @@ class _Story:
         self.universe.at(20.0, self._user)
 
     def cancel_now(self, dispatch_id: str) -> None:
-        for process in self.alive():
-            if process.awake <= self.universe.now:
-                try:
-                    process.gateway.cancel(dispatch_id, None)
-                except StoreUnavailableError:
-                    continue
-                return
+        for process in self.able():
+            try:
+                process.gateway.cancel(dispatch_id, None)
+            except StoreUnavailableError:
+                continue
+            return
 
     def _at_rest(self) -> bool:
         return (

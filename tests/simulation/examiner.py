@@ -106,22 +106,38 @@ class Examiner:
                         self.universe.blame(f"I6 {task.key} was sent while {parent} is {status}")
 
     def released(self, instance: Instance) -> None:
-        """``release`` was called: the result is the kernel's."""
-        dispatch_id, node, _ = _place(instance.key)
-        row = self._one(
-            "SELECT key, status, child_id FROM nodes WHERE dispatch_id = ? AND node_id = ?",
-            dispatch_id,
-            node,
-        )
-        ended = instance.state == "ENDED" and instance.outcome is not None and instance.outcome.ok
-        if (
-            ended
-            and not self.stale
-            and row[0] == instance.key
-            and row[1] not in (*FINAL, "EXPANDED")
-            and row[2] is None  # the result of a build is the sub-workflow
-        ):
-            self.universe.blame(f"{instance.key} is released while its row says {row[1]}")
+        """``release`` was called: the results are the kernel's."""
+        if instance.state == "KILLED" and instance.forgotten:
+            return  # nobody could see what had ended before
+        for key, outcome in instance.outcomes.items():
+            dispatch_id, node, _ = _place(key)
+            row = self._one(
+                "SELECT key, status, child_id FROM nodes WHERE dispatch_id = ? AND node_id = ?",
+                dispatch_id,
+                node,
+            )
+            if (
+                outcome.ok
+                and not self.stale
+                and row[0] == key
+                and row[1] not in (*FINAL, "EXPANDED")
+                and row[2] is None  # the result of a build is the sub-workflow
+            ):
+                self.universe.blame(f"{key} is released while its row says {row[1]}")
+
+    def asked_to_end(self, backend: Backend, instance: Instance) -> None:
+        """``cancel`` was called: no task may go along that nobody wants to end."""
+        for key in instance.keys:
+            if key in instance.over or backend.claims.get(key, instance.number) != instance.number:
+                continue
+            dispatch_id, node, _ = _place(key)
+            row = self._one(
+                "SELECT key, status FROM nodes WHERE dispatch_id = ? AND node_id = ?",
+                dispatch_id,
+                node,
+            )
+            if not self.stale and row in ((key, "SUBMITTED"), (key, "RUNNING")):
+                self.universe.blame(f"{key} is ended although its row says {row[1]}")
 
     def committed(self, process: Any, commit: Commit) -> None:
         """A turn is stored."""
@@ -246,9 +262,9 @@ class Examiner:
                             f"but was {end[1]} at {end[0] - 1000:.1f}"
                         )
                     self._cancel_kept(dispatch_id, node, body, end)
-            living = [i for i in backend.living() if _place(i.key)[:2] in self.ended]
+            living = [key for key in backend.living() if _place(key)[:2] in self.ended]
             if living and not excused:
-                blame(f"I2 jobs live on: {[i.key for i in living]}")
+                blame(f"I2 jobs live on: {living}")
 
     def _cancel_kept(self, dispatch_id: str, node: int, body: Any, end: Any) -> None:
         asked = [

@@ -85,7 +85,7 @@ class _Sim(Executor):
         except TransientError:
             raise  # said before anything was sent
         for job in jobs:
-            if any(task.cancel_requested for task in job.tasks):
+            if all(task.cancel_requested for task in job.tasks):
                 yield Deferred(job.key, "cancelled", 0.1)
                 continue
             answer = await self._submit(job)
@@ -100,7 +100,7 @@ class _Sim(Executor):
 
     async def _submit(self, job: Job) -> Any:
         universe, backend, faults = self.backend.universe, self.backend, self.process.faults
-        key = job.key
+        key, keys = job.key, tuple(task.key for task in job.tasks)
         if universe.chance(faults.plugin * 0.5):
             return Deferred(key, "queue full", universe.random.uniform(0.1, 3.0))
         if universe.chance(faults.plugin * 0.1):
@@ -110,10 +110,10 @@ class _Sim(Executor):
             return await self._no_answer(key)
         if backend.model.late and universe.chance(faults.lost):
             universe.log(f"the request for {key} will be late")
-            backend.deliver_late(key, job.store)
+            backend.deliver_late(keys, job.store)
             return await self._no_answer(key)
         owner = None if self.capabilities.detached else self.process
-        instance = backend.deliver(key, job.store, owner)
+        instance = backend.deliver(keys, job.store, owner)
         if universe.chance(faults.lost):
             universe.log(f"the answer for {key} is lost")
             return await self._no_answer(key)
@@ -164,9 +164,9 @@ class _Sim(Executor):
                 continue
             state = _STATES[instance.state]
             reason = Reason.DUPLICATE if instance.state == "TWIN" else instance.reason
-            seen[handle.key] = Observation(
-                handle.key, state, reason if state is JobState.KILLED else None, "", 1.0
-            )
+            told = reason if state is JobState.KILLED else None
+            ended = frozenset(instance.over) if len(instance.keys) > 1 else frozenset()
+            seen[handle.key] = Observation(handle.key, state, told, "", 1.0, ended=ended)
         return PollReport(frozenset(covered), seen)
 
     async def cancel(self, handles: Sequence[JobHandle], *, force: bool) -> None:
@@ -174,22 +174,28 @@ class _Sim(Executor):
         for handle in handles:
             instance = self.backend.of(handle)
             if self._own(instance):
+                self.process.examiner.asked_to_end(self.backend, instance)
                 self.backend.stop(instance, force)
         await self._weather("cancel")
+
+    async def cancel_tasks(self, handle: JobHandle, keys: Sequence[str], *, force: bool) -> None:
+        await self._weather("cancel_tasks")
+        self.backend.stop_tasks(self.backend.of(handle), keys, force)
+        await self._weather("cancel_tasks")
 
     async def collect(self, handles: Sequence[JobHandle]):  # type: ignore[no-untyped-def, override]
         await self._weather("collect")
         universe, rate = self.backend.universe, self.process.faults.plugin
         for handle in handles:
             instance = self.backend.of(handle)
-            if universe.chance(rate):
-                continue
-            if universe.chance(rate * 0.3):
-                yield universe.random.choice((None, {}, Outcome("a:0:1:b", True, b"")))
-            if instance.outcome is not None:
+            for outcome in list(instance.outcomes.values()):
+                if universe.chance(rate):
+                    continue
+                if universe.chance(rate * 0.3):
+                    yield universe.random.choice((None, {}, Outcome("a:0:1:b", True, b"")))
                 if instance.released and not self.process.examiner.stale:
                     universe.blame(f"{handle.key} is collected after its release")
-                yield instance.outcome
+                yield outcome
 
     async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
         await self._weather("find")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +13,17 @@ import pytest
 from tests.simulation.cluster import MODELS
 from tests.simulation.processes import Faults
 
-from chelate.contracts.executor import JobHandle
+from chelate.contracts.executor import JobHandle, JobState, Observation
 from chelate.contracts.store import Commit
+from chelate.errors import StoreUnavailableError
 from chelate.kernel import events as ev
 from chelate.kernel import machine, moves
+from chelate.kernel.engine import Engine
+from chelate.kernel.intake import Intake
+from chelate.kernel.lane_carriers import Carriers
 from chelate.kernel.lane_flights import Flights
 from chelate.kernel.lane_stops import Stops
+from chelate.kernel.lane_table import Orders
 from chelate.kernel.lane_work import LaneWork
 from chelate.kernel.machine import Machine
 from chelate.kernel.turn import Turn
@@ -189,8 +196,8 @@ def _forgotten_at_restart(*statuses: NodeStatus) -> Callable[[pytest.MonkeyPatch
 def _released_before_stored(patch: pytest.MonkeyPatch) -> None:
     honest = Flights._collect
 
-    async def collect(self: Flights, told: Any, ended: Any, partly: Any) -> None:
-        await honest(self, told, ended, partly)
+    async def collect(self: Flights, told: Any, asked: Any, final: Any) -> None:
+        await honest(self, told, asked, final)
         self.let_go([outcome.key for outcome in told.outcomes])
         await self._release()
 
@@ -215,6 +222,81 @@ def _resends_count_as_unsent(patch: pytest.MonkeyPatch) -> None:
 
 def _commit_ignores_cancels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Statements, "cancels", lambda self, link, kernel_id, seen: [])
+
+
+def _cancel_takes_the_pack(patch: pytest.MonkeyPatch) -> None:
+    async def cancel_part(self: Stops, handle: Any, keys: Any, *, force: bool) -> None:
+        await self._cancel([handle], force=force)
+
+    patch.setattr(Stops, "_cancel_part", cancel_part)
+
+
+def _first_of_a_pack_adopted(patch: pytest.MonkeyPatch) -> None:
+    def adopt(self: LaneWork, handles: Any) -> None:
+        for handle in handles:
+            self._flights.add(handle, [handle.key], adopted=True)
+        self._calls.wake()
+
+    patch.setattr(LaneWork, "adopt", adopt)
+
+
+def _claims_of_packs_that_ran_untaken(patch: pytest.MonkeyPatch) -> None:
+    honest = Flights._lost
+
+    def lost(self: Flights, told: Any, flight: Any, reason: Any, message: str) -> None:
+        if flight.running:
+            flight.lost = (reason, message)
+        honest(self, told, flight, reason, message)
+
+    patch.setattr(Flights, "_lost", lost)
+
+
+def _killed_pack_uncollected(patch: pytest.MonkeyPatch) -> None:
+    honest = Flights._digest
+
+    async def digest(self: Flights, flights: Any, report: Any) -> None:
+        seen = {
+            key: dataclasses.replace(what, ended=frozenset())
+            if isinstance(what, Observation) and what.state is JobState.KILLED
+            else what
+            for key, what in report.seen.items()
+        }
+        await honest(self, flights, dataclasses.replace(report, seen=seen))
+
+    patch.setattr(Flights, "_digest", digest)
+
+
+def _tasks_stay_with_their_first_job(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Carriers, "leave", lambda self, key: None)
+
+
+def _ends_at_a_stop(patch: pytest.MonkeyPatch) -> None:
+    honest = Engine.stop
+
+    def stop(self: Engine, timeout: float = 10.0) -> None:
+        for live in self._live.values():
+            for record in list(live.machine.records.values()):
+                if record.status is S.RUNNING:
+                    gone = ev.Gone(record.node_id, record.attempt, Reason.LOST, "stopped")
+                    live.machine.handle([gone], self._world.time())
+        with suppress(StoreUnavailableError):
+            self._decide_and_store(Intake(self.store, self.kernel_id, 9), Orders())
+        honest(self, timeout)
+
+    patch.setattr(Engine, "stop", stop)
+
+
+def _cancels_at_a_stop(patch: pytest.MonkeyPatch) -> None:
+    honest = LaneWork.begin_close
+
+    def begin_close(self: LaneWork) -> None:
+        handles = [flight.handle for flight in self._flights._flights.values()]
+        self.last = asyncio.ensure_future(  # type: ignore[attr-defined]
+            self._calls.executor.cancel(handles, force=True)
+        )
+        honest(self)
+
+    patch.setattr(LaneWork, "begin_close", begin_close)
 
 
 PLANTED = {
@@ -248,4 +330,15 @@ PLANTED = {
     "a new key for a resend": Planted(_new_key_for_a_resend, ("claims-only",)),
     "resends count as unsent": Planted(_resends_count_as_unsent, ("claims-only",)),
     "the commit ignores cancels": Planted(_commit_ignores_cancels, ("token",)),
+    "a cancel of one task ends its pack": Planted(_cancel_takes_the_pack, ("packs",)),
+    "only the first task of a pack is adopted": Planted(
+        _first_of_a_pack_adopted, ("packs",), _CRASHES
+    ),
+    "no claims are taken of a pack that ran": Planted(
+        _claims_of_packs_that_ran_untaken, ("packs",)
+    ),
+    "a killed pack is not collected": Planted(_killed_pack_uncollected, ("packs", "packs-lookup")),
+    "a task stays with its first job": Planted(_tasks_stay_with_their_first_job, ("packs",)),
+    "a kernel that stops ends its tasks": Planted(_ends_at_a_stop, ("token",), _CRASHES),
+    "a kernel that stops cancels its jobs": Planted(_cancels_at_a_stop, ("token",), _CRASHES),
 }

@@ -133,7 +133,7 @@ class _Habitat:
         self.loop = loop
 
     def join(self, timeout: float) -> None:
-        """Nothing waits here."""
+        """Nothing waits here: the process lives on until its lanes have ended."""
 
 
 class _SimWorld(World):
@@ -172,7 +172,7 @@ class _SimWorld(World):
         loop = SimLoop(self._universe, f"{self._process.name}/{name}", self._process)
         self._process.loops.append(loop)
         self._universe.actors.append(loop)
-        loop.create_task(main())
+        self._process.lanes.append(loop.create_task(main()))
         return _Habitat(loop)
 
 
@@ -205,10 +205,13 @@ class Process:
         self.faults = faults
         self.examiner = examiner
         self.dead = False
+        self.buried = False
         self.sleeping = False
         self.awake = 0.0  # stopped until then
         self.outage_until = 0.0
+        self.stopping = False
         self.loops: list[SimLoop] = []
+        self.lanes: list[Any] = []  # their main tasks
         self.settings = Settings(home=store.home, poll_interval=5.0, synchronous="normal")
         self.plugins = _Plugins(
             {name: executor_class(backend, self) for name, backend in backends.items()}
@@ -233,7 +236,7 @@ class Process:
     def due(self) -> float:
         if self.dead:
             return 0.0
-        if self.sleeping:
+        if self.sleeping or self.stopping:
             return float("inf")
         return max(self.awake, self.engine.due())
 
@@ -262,11 +265,46 @@ class Process:
         if self.dead:
             return
         self.universe.log(f"{self.name} DIES {how}")
-        self.examiner.counts["crashes"] += 1
+        self.examiner.counts["crashes"] += not self.stopping
         self.dead = True
         self.awake = float("inf")
         for backend in self.backends.values():
             backend.process_died(self)
+
+    def stop(self) -> None:
+        """As on SIGTERM: the engine ends its turn, the lanes close, the process exits."""
+        universe, engine = self.universe, self.engine
+        if self.dead or self.stopping:
+            return
+        universe.log(f"{self.name} is asked to stop")
+        self.examiner.counts["stops"] += 1
+        if universe.chance(0.3):
+            universe.at(universe.random.uniform(0.0, 2.0), lambda: self._end("while it stops"))
+        self.stopping = engine._stopping = True
+        patience = universe.now + 10.0
+
+        def close() -> None:
+            if self.dead:
+                return
+            if self.awake > universe.now or (self.sleeping and universe.now < patience):
+                universe.at(0.25, close)
+                return
+            with suppress(Crash):
+                engine.stop()
+            leave()
+
+        def leave() -> None:
+            if all(lane.done() for lane in self.lanes) or universe.now > patience + 10.0:
+                self._end("at its exit")
+            else:
+                universe.at(0.25, leave)
+
+        close()
+
+    def _end(self, how: str) -> None:
+        self.die(how)
+        if not self.sleeping:
+            self.bury()
 
     def broken(self) -> bool:
         """Whether an executor could not be made for good."""
@@ -275,6 +313,9 @@ class Process:
 
     def bury(self) -> None:
         """Take a dead process apart; never from inside one of its own calls."""
+        if self.buried:
+            return
+        self.buried = True
         for loop in self.loops:
             loop.end()
         alive = [actor for actor in self.universe.actors if actor not in (self, *self.loops)]

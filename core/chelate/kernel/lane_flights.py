@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from chelate.contracts.executor import JobHandle, JobState, Observation, Outcome, PollReport
+from chelate.contracts.executor import JobHandle, JobState, Outcome, PollReport
 from chelate.errors import PluginContractError
 from chelate.kernel import events as ev
 from chelate.kernel.keys import split_key
 from chelate.kernel.lane_calls import LaneCalls
+from chelate.kernel.lane_carriers import Carriers, Flight, name_of
 from chelate.kernel.lane_checks import checked_handle, checked_outcome, checked_report, is_seen
 from chelate.kernel.lane_report import LaneReport, sentence
 from chelate.model import Reason
@@ -36,48 +36,31 @@ def tell(report: LaneReport, key: str, kind: Callable[..., ev.Event], *values: A
     report.events.append((dispatch_id, kind(node, attempt, *values)))
 
 
-@dataclass(slots=True)
-class _Flight:
-    """A job between acceptance and release. ``absent`` counts polls that did not see it,
-    ``silent`` collections that brought nothing; each since its own moment."""
-
-    handle: JobHandle
-    adopted: bool = False
-    running: bool = False
-    absent: int = 0
-    absent_since: float = 0.0
-    silent: int = 0
-    silent_since: float = 0.0
-    last: Observation | None = None  # what was said last, unless that it had ended
-    left: set[str] | None = None  # tasks of a packed job whose outcome is still to come
-    lost: tuple[Reason, str] | None = None  # gone, but a request of it may still be on its way
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The tasks that it still carries."""
-        return tuple(self.left or (self.handle.key,))
-
-
 class Flights:
-    """Accepted jobs by key."""
+    """Accepted jobs by name."""
 
     def __init__(self, calls: LaneCalls) -> None:
         self._calls = calls
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._ended: dict[str, JobHandle] = {}
         self._releases: list[str] = []
         self._untold: dict[str, dict[str, Any]] = {}  # handles that the engine has not been told
         self._doubts: dict[str, tuple[Reason, str]] = {}  # refused, but sent before
-        self._carriers: dict[str, str] = {}  # task of a packed job → the job
-        self._unstored: dict[str, set[str]] = {}  # packed job → tasks not let go yet
+        self._carriers = Carriers()
 
     def add(
-        self, handle: JobHandle, *, adopted: bool = False, untold: dict[str, Any] | None = None
+        self,
+        handle: JobHandle,
+        keys: Sequence[str] = (),
+        *,
+        adopted: bool = False,
+        untold: dict[str, Any] | None = None,
     ) -> None:
         """Follow a job from now on.
 
         Args:
             handle: what it is known by.
+            keys: its tasks that are expected of it, of which another job may bring some; () is all.
             adopted: an earlier kernel started it.
             untold: the handle as JSON, to be told if the job lasts.
         """
@@ -85,15 +68,25 @@ class Flights:
             if not self._untold:
                 asyncio.get_running_loop().call_later(_LASTS, self._tell_handles)
             self._untold[handle.key] = untold
-        if handle.key not in self._flights:
-            self._ended.pop(handle.key, None)
-            flight = self._flights[handle.key] = _Flight(handle, adopted=adopted)
-            if len(handle.tasks) > 1:
-                flight.left = set(handle.tasks)
-                self._unstored[handle.key] = set(handle.tasks)
-                self._carriers.update(dict.fromkeys(handle.tasks, handle.key))
+        name = name_of(handle, self._flights, self._ended)
+        flight = self._flights.get(name)
+        if len(handle.tasks) > 1 or name != handle.key or handle.key in self._carriers:
+            tasks = keys or handle.tasks or (handle.key,)
+            new = [key for key in tasks if key not in self._carriers and self.get(key) is None]
+            if new:
+                flight = flight or self._follow(Flight(handle, name, adopted))
+                flight.left = {*(flight.left or ()), *new}
+                flight.running, flight.last = False, None  # it is told anew that it runs
+                self._carriers.take(name, handle, new)
+        elif flight is None:
+            self._follow(Flight(handle, name, adopted))
         self._calls.changed = self._calls.now()
         self._calls.wake()
+
+    def _follow(self, flight: Flight) -> Flight:
+        self._ended.pop(flight.name, None)
+        self._flights[flight.name] = flight
+        return flight
 
     def _tell_handles(self) -> None:
         untold, self._untold = self._untold, {}
@@ -105,36 +98,28 @@ class Flights:
 
     def let_go(self, keys: Sequence[str]) -> None:
         """The outcomes of these tasks are stored."""
-        for key in keys:
-            job = self._carriers.pop(key, key)
-            unstored = self._unstored.get(job)
-            if unstored is not None:
-                unstored.discard(key)
-                if unstored:
-                    continue
-                del self._unstored[job]
-            self._releases.append(job)
+        self._releases += self._carriers.let_go(keys)
 
     def drop(self, dispatch_id: str) -> list[JobHandle]:
         """Follow the jobs of this dispatch no longer; their handles."""
-        known = {key: flight.handle for key, flight in self._flights.items()} | self._ended
-        dropped = {key: known[key] for key in known if split_key(key)[0] == dispatch_id}
-        for key in dropped:
-            self._flights.pop(key, None)
-            self._ended.pop(key, None)
-            self._untold.pop(key, None)
+        known = {name: flight.handle for name, flight in self._flights.items()} | self._ended
+        dropped = {n: h for n, h in known.items() if split_key(h.key)[0] == dispatch_id}
+        for name, handle in dropped.items():
+            self._flights.pop(name, None)
+            self._ended.pop(name, None)
+            self._untold.pop(handle.key, None)
         return list(dropped.values())
 
     def get(self, key: str) -> JobHandle | None:
         """The handle of the job that carries this task, while the task is in flight."""
-        flight = self._flights.get(self._carriers.get(key, key))
+        flight = self._flights.get(self._carriers.of(key))
         if flight is None or (flight.left is not None and key not in flight.left):
             return None
         return flight.handle
 
     def over(self, key: str) -> bool:
         """Whether the task's outcome has been told and waits to be stored."""
-        return self._carriers.get(key, key) in self._ended
+        return self._carriers.of(key) in self._ended
 
     async def take_claims(self, keys: Sequence[str]) -> dict[str, JobHandle]:
         """Keep tasks from starting; the jobs of those that hold their claims already.
@@ -153,7 +138,9 @@ class Flights:
 
     def follow(self, told: LaneReport, key: str, handle: JobHandle) -> None:
         """Another job than the one that was known holds the task's claim."""
-        self.add(handle)
+        if self.get(key) is None:
+            self._carriers.leave(key)
+        self.add(handle, [key])
         tell(told, key, ev.Accepted, handle.to_json())
 
     def split(
@@ -166,7 +153,7 @@ class Flights:
         whole: dict[str, JobHandle] = {}
         parts: dict[str, list[str]] = {}
         for key in keys:
-            job = self._carriers.get(key, key)
+            job = self._carriers.of(key)
             flight = self._flights[job]
             if flight.left is None or all(other in stops for other in flight.left):
                 whole[job] = flight.handle
@@ -186,10 +173,9 @@ class Flights:
             await calls.pause(None)
             return
         await self._settle()
-        handles = [flight.handle for flight in self._flights.values() if flight.lost is None]
-        for start in range(0, len(handles), limits.poll_batch):
-            batch = handles[start : start + limits.poll_batch]
-            answer = await calls.timed("poll", partial(calls.executor.poll, batch))
+        for batch in self._batches():
+            handles = [flight.handle for flight in batch]
+            answer = await calls.timed("poll", partial(calls.executor.poll, handles))
             await self._digest(batch, checked_report(answer))
         if calls.capabilities.push and limits.poll_min <= 0:
             # poll() itself waits; give way once, so that a plugin that does not cannot spin us.
@@ -207,6 +193,16 @@ class Flights:
             await calls.pause(left)
             await self._release()
 
+    def _batches(self) -> Iterator[list[Flight]]:
+        """What each poll asks for: no key twice, since its answer goes by keys."""
+        size = self._calls.limits.poll_batch
+        flights = [flight for flight in self._flights.values() if flight.lost is None]
+        plain = [flight for flight in flights if flight.name == flight.handle.key]
+        for start in range(0, len(plain), size):
+            yield plain[start : start + size]
+        if len(plain) < len(flights):
+            yield from ([flight] for flight in flights if flight.name != flight.handle.key)
+
     async def _release(self) -> None:
         keys, self._releases = self._releases, []
         handles = [handle for key in keys if (handle := self._ended.pop(key, None))]
@@ -218,18 +214,18 @@ class Flights:
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             _LOG.warning("Executor %s did not clean up: %s", calls.name, sentence(error))
 
-    async def _digest(self, handles: list[JobHandle], report: PollReport) -> None:
+    async def _digest(self, flights: list[Flight], report: PollReport) -> None:
         told = LaneReport(self._calls.name)
         if report.errors:
             self._calls.trouble(str(report.errors[0]))
         else:
             self._calls.fine()
-        ended: list[JobHandle] = []
-        partly: list[JobHandle] = []
+        collect: list[Flight] = []
+        final: set[str] = set()  # those of which nothing more will come
         now = self._calls.now()
-        for handle in handles:
-            flight = self._flights.get(handle.key)
-            if flight is None:
+        for flight in flights:
+            handle = flight.handle
+            if self._flights.get(flight.name) is not flight:
                 continue
             seen = report.seen.get(handle.key)
             if seen is not None and seen is flight.last:
@@ -249,26 +245,29 @@ class Flights:
                 flight.running = True
                 if (document := self._untold.pop(handle.key, None)) is not None:
                     tell(told, handle.key, ev.Accepted, document)
-                for key in handle.tasks or (handle.key,):
+                for key in flight.keys:
                     tell(told, key, ev.Started, seen.started_at or self._calls.world.time())
             if seen.state is JobState.ENDED:
-                ended.append(handle)
+                collect.append(flight)
+                final.add(flight.name)
             elif flight.left and flight.left & seen.ended:
-                partly.append(handle)
+                collect.append(flight)
+                if seen.state is JobState.KILLED:
+                    final.add(flight.name)
             elif seen.state is JobState.KILLED:
                 self._lost(told, flight, seen.reason or Reason.UNKNOWN, str(seen.message))
-        if told.events or ended or partly:
+        if told.events or collect:
             self._calls.changed = now
         try:
-            if ended or partly:
-                await self._collect(told, ended, partly)
+            if collect:
+                await self._collect(told, collect, final)
         finally:
             if told.events or told.outcomes:
                 self._calls.report(told)
 
     # -- losing ---------------------------------------------------------------------------------
 
-    def _absent(self, told: LaneReport, flight: _Flight, now: float) -> None:
+    def _absent(self, told: LaneReport, flight: Flight, now: float) -> None:
         flight.absent += 1
         if flight.absent == 1:
             flight.absent_since = now
@@ -281,16 +280,18 @@ class Flights:
             message = "The backend no longer knows this job, and it left no result."
         self._lost(told, flight, Reason.LOST, message)
 
-    def _lost(self, told: LaneReport, flight: _Flight, reason: Reason, message: str) -> None:
+    def _lost(self, told: LaneReport, flight: Flight, reason: Reason, message: str) -> None:
         """The job is gone. What never ran may have a twin on its way, whose claim is taken first,
-        so that neither a cancel nor another attempt meets it."""
-        if self._calls.capabilities.claims and not flight.running and flight.lost is None:
+        so that neither a cancel nor another attempt meets it. Of a packed job that ran it is not
+        known which tasks did."""
+        ran = flight.running and flight.left is None
+        if self._calls.capabilities.claims and not ran and flight.lost is None:
             flight.lost = (reason, message)
             return
         handle = flight.handle
-        del self._flights[handle.key]
+        del self._flights[flight.name]
         self._untold.pop(handle.key, None)
-        self._ended[handle.key] = handle
+        self._ended[flight.name] = handle
         self.let_go(flight.keys)
         # The death of the kernel took the job with it; that is nobody's failure.
         detached = self._calls.capabilities.detached
@@ -331,9 +332,10 @@ class Flights:
                 if (handle := held.get(key)) and handle.native_id != flight.handle.native_id
             }
             if flight.left is None and others:
-                del self._flights[flight.handle.key]
+                del self._flights[flight.name]
             else:
-                flight.left = flight.left and flight.left - others.keys()
+                if flight.left is not None:
+                    flight.left -= others.keys()
                 self._lost(told, flight, *flight.lost)
             for key, handle in others.items():
                 self.follow(told, key, handle)
@@ -342,19 +344,13 @@ class Flights:
 
     # -- collecting -----------------------------------------------------------------------------
 
-    async def _collect(
-        self, told: LaneReport, ended: list[JobHandle], partly: list[JobHandle]
-    ) -> None:
+    async def _collect(self, told: LaneReport, asked: list[Flight], final: set[str]) -> None:
         """Fetch the outcomes of jobs that ended, and of the ended tasks of packed ones."""
         calls = self._calls
-        asked = [*ended, *partly]
-        wanted = {
-            key: handle
-            for handle in asked
-            for key in self._flights[handle.key].left or handle.tasks or (handle.key,)
-        }
-        known = {key for handle in asked for key in handle.tasks}
-        outcomes = calls.stream("collect", lambda: calls.executor.collect(asked))
+        handles = [flight.handle for flight in asked]
+        wanted = {key: flight for flight in asked for key in flight.keys}
+        known = {key for handle in handles for key in handle.tasks}
+        outcomes = calls.stream("collect", lambda: calls.executor.collect(handles))
         complete = False
         try:
             async with aclosing(outcomes):
@@ -364,7 +360,7 @@ class Flights:
                         if key in known:
                             continue  # brought before, with others of its job
                         raise PluginContractError(f"collect() yielded {outcome!r:.200}.")
-                    carrier = self._flights[wanted.pop(key).key]
+                    carrier = wanted.pop(key)
                     if carrier.left is not None:
                         carrier.left.discard(key)
                     told.outcomes.append(checked_outcome(outcome))
@@ -372,20 +368,20 @@ class Flights:
                         told.handles[outcome.key] = document
             complete = True
         finally:
-            missing = {handle.key for handle in wanted.values()}
-            for handle in asked:
-                if handle.key not in missing:
-                    self._flights.pop(handle.key, None)
-                    self._ended[handle.key] = handle
-            for handle in ended if complete else ():
-                if handle.key in missing:
-                    self._silent(told, self._flights[handle.key])
+            missing = {flight.name for flight in wanted.values()}
+            for flight in asked:
+                if flight.name not in missing:
+                    self._flights.pop(flight.name, None)
+                    self._ended[flight.name] = flight.handle
+            for flight in asked if complete else ():
+                if flight.name in missing & final:
+                    self._silent(told, flight)
             if missing and not complete:
                 # Whatever the plugin stumbled over comes last next time.
-                first = next(iter(wanted.values())).key
+                first = next(iter(wanted.values())).name
                 self._flights[first] = self._flights.pop(first)
 
-    def _silent(self, told: LaneReport, flight: _Flight) -> None:
+    def _silent(self, told: LaneReport, flight: Flight) -> None:
         now = self._calls.now()
         flight.silent += 1
         if flight.silent == 1:

@@ -240,7 +240,7 @@ class LaneWork:
             # A local job: its handle is news only if it lasts; short ones end first.
             self._flights.add(handle, untold=document)
             return
-        self._flights.add(handle)
+        self._flights.add(handle, keys)
         for key in keys:
             tell(report, key, ev.Accepted, document)
 
