@@ -232,3 +232,85 @@ def test_a_pack_is_adopted_by_the_next_kernel(bench):
     assert second.wait(dispatch_id).status is Status.COMPLETED
     assert set(packs.starts.values()) == {1}
     second.until(lambda: packs.released == list(packs.jobs))
+
+
+@dataclass
+class Claimed(Packs):
+    """Workers claim each task; ``claims`` says which job has it. Jobs are told apart by number."""
+
+    claims: dict[str, str] = field(default_factory=dict)
+    forbidden: list[str] = field(default_factory=list)
+
+    def handle(self, number: str) -> JobHandle:
+        keys = self.jobs[number]
+        return JobHandle(keys[0], "fake", number, {}, keys)
+
+
+def claiming(packs: Claimed) -> type[Executor]:
+    """The first request for a pack is late: the job appears, and another is sent in its place."""
+
+    class Claiming(executor_of(packs)):
+        capabilities = Capabilities(idempotent=True, claims=True, packing=True, cancel_task=True)
+
+        async def run(self, jobs):
+            for job in jobs:
+                number = str(len(packs.jobs))
+                packs.jobs[number] = tuple(task.key for task in job.tasks)
+                if number == "0":
+                    yield Unknown(job.key, "the connection broke")
+                else:
+                    yield Accepted(job.key, packs.handle(number))
+
+        async def poll(self, handles):
+            seen = {}
+            for handle in handles:
+                mine = {key for key in handle.tasks if packs.claims.get(key) == handle.native_id}
+                over = frozenset(mine & packs.ended.keys())
+                state = JobState.RUNNING if mine - over else JobState.ENDED
+                if not mine:
+                    state = JobState.QUEUED
+                if handle.native_id in packs.killed:
+                    state = JobState.KILLED
+                seen[handle.key] = Observation(
+                    handle.key, state, reason=Reason.NODE_FAIL, ended=over, started_at=time.time()
+                )
+            assert len(seen) == len(handles), "two jobs of one key in one poll"
+            return PollReport(frozenset(seen), seen)
+
+        async def collect(self, handles):
+            for handle in handles:
+                for key in handle.tasks:
+                    if key in packs.ended and packs.claims.get(key) == handle.native_id:
+                        yield packs.ended[key]
+
+        async def forbid(self, keys):
+            packs.forbidden += [key for key in keys if key not in packs.claims]
+            return {key: packs.handle(packs.claims[key]) for key in keys if key in packs.claims}
+
+    return Claiming
+
+
+def test_tasks_that_two_packs_carry_come_from_the_one_that_claimed_them(bench):
+    packs = Claimed()
+    kernel = bench(claiming(packs))
+    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
+    kernel.until(started(packs, 6))
+    assert packs.jobs["0"] == packs.jobs["1"]
+    first, second, third = packs.jobs["0"]
+    packs.claims.update({first: "0", second: "1", third: "0"})
+    packs.end(0, 1, 2)
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    assert [kernel.node(dispatch_id, node).attempt for node in range(3)] == [1, 1, 1]
+
+
+def test_what_a_dead_pack_never_began_is_kept_from_starting_in_another(bench):
+    packs = Claimed()
+    kernel = bench(claiming(packs))
+    dispatch_id = kernel.dispatch(graph_of([[], []]))
+    kernel.until(started(packs, 4))
+    first, second = packs.jobs["1"]
+    packs.claims[first] = "1"
+    kernel.until(lambda: kernel.node(dispatch_id, 0).status is NodeStatus.RUNNING)
+    packs.killed.add("1")
+    kernel.until(lambda: kernel.node(dispatch_id, 1).attempt == 2)
+    assert second in packs.forbidden

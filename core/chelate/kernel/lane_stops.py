@@ -153,6 +153,8 @@ class Stops:
         held = await self._flights.take_claims(keys)
         told = LaneReport(self._calls.name)
         for key in keys:
+            if key not in self._stops:
+                continue  # its end was stored while the answer was on its way
             handle = held.get(key)
             if handle is None:
                 self._stops.pop(key, None)
