@@ -21,7 +21,7 @@ from chelate.contracts.executor import (
     PollReport,
     Rejected,
 )
-from chelate.errors import AuthenticationError, RejectedError, TransientError
+from chelate.errors import RejectedError, TransientError
 from chelate.model import NodeStatus, Reason, Retry, Status
 
 S = NodeStatus
@@ -535,9 +535,7 @@ def test_a_release_that_fails_hurts_nobody(bench):
 
 
 @pytest.mark.parametrize("where", ["__init__", "open"])
-@pytest.mark.parametrize(
-    "error", [RuntimeError("bad option"), AuthenticationError("key expired"), SystemExit(2)]
-)
+@pytest.mark.parametrize("error", [RuntimeError("bad option"), SystemExit(2)])
 def test_an_executor_that_cannot_be_made_fails_its_tasks(bench, where, error):
     if where == "open":
 

@@ -147,7 +147,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The backend refuses the job for good; ``message`` is a sentence for the user."""
+    """The backend refuses the job for good; ``message`` is a sentence for the user.
+
+    With ``Reason.AUTH`` it refuses whoever asks: the executor pauses and the job waits.
+    """
 
     key: str
     reason: Reason
@@ -321,7 +324,10 @@ class Executor(ABC):
             ) from error
 
     async def open(self) -> None:
-        """First use of the network. Raises ConfigError, AuthenticationError, TransientError."""
+        """First use of the network, tried again after AuthenticationError and TransientError.
+
+        Anything else fails the tasks that wait, until a later dispatch asks for it again.
+        """
         return None
 
     async def close(self) -> None:

@@ -330,7 +330,7 @@ class Engine:
             live.changed = False
         self._tell(turn)
         self._order(turn)
-        self._lanes.replace_blocked(self._live.values(), orders)
+        self._lanes.renew(self._live.values(), orders)
         self._lanes.carry_out(orders)
 
     def _commit(self, commit: Commit, turn: Turn) -> list[CancelRequest]:

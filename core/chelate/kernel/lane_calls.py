@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from chelate.contracts.executor import Executor
-from chelate.errors import PluginContractError
-from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.errors import AuthenticationError, PluginContractError
+from chelate.kernel.lane_report import FIRST_PAUSE, LAST_PAUSE, Complaints, LaneReport, sentence
 from chelate.kernel.world import World
 
 __all__ = ["LaneCalls", "contained"]
@@ -55,6 +55,7 @@ class LaneCalls:
         self.changed = 0.0
         self.closing = False
         self.beats = 0  # grows while the lane's thread answers
+        self.complaints = Complaints(name)
         self._troubled = False
         self._waiters: dict[asyncio.Future[None], None] = {}  # in order
         self._streams: dict[asyncio.Task[Any], float] = {}
@@ -110,6 +111,10 @@ class LaneCalls:
             if now - since > self.limits.call_timeout:
                 task.cancel()
 
+    def complain(self, text: str, error: BaseException | None = None) -> None:
+        """Log what fails, now and then for as long as it does."""
+        self.complaints.say(text, self.now(), error)
+
     # -- waiting --------------------------------------------------------------------------------
 
     def wake(self) -> None:
@@ -154,12 +159,13 @@ class LaneCalls:
 
     async def forever(self, part: Callable[[], Any]) -> None:
         """Keep one part of the lane alive whatever the plugin raises."""
-        delay = 0.1
+        delay = 0.0
         while not self.closing:
             task = asyncio.ensure_future(part())
+            first, last = 0.1, 10.0
             try:
                 await task
-                delay = 0.1
+                delay = 0.0
                 continue
             except asyncio.CancelledError:
                 if self.closing or not task.cancelled():
@@ -169,7 +175,9 @@ class LaneCalls:
             except Exception as error:  # noqa: BLE001 - a plugin may raise anything
                 text = sentence(error)
                 _LOG.info("Executor %s", self.name, exc_info=error)
-            _LOG.warning("Executor %s: %s", self.name, text)
+                if isinstance(error, AuthenticationError):
+                    first, last = FIRST_PAUSE, LAST_PAUSE
+            self.complain(text)
             self.trouble(text)
+            delay = min(max(first, 2 * delay), last)
             await asyncio.sleep(delay)
-            delay = min(delay * 2, 10.0)

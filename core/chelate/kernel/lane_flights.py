@@ -7,7 +7,6 @@ it for longer than the executor's grace.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -25,7 +24,6 @@ from chelate.model import Reason
 
 __all__ = ["Flights", "tell"]
 
-_LOG = logging.getLogger("chelate.lanes")
 _LASTS = 0.05  # seconds
 _ABSENT_POLLS = 3
 
@@ -212,7 +210,7 @@ class Flights:
         try:
             await calls.timed("release", lambda: calls.executor.release(handles))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            _LOG.warning("Executor %s did not clean up: %s", calls.name, sentence(error))
+            calls.complain(f"it did not clean up: {sentence(error)}")
 
     async def _digest(self, flights: list[Flight], report: PollReport) -> None:
         told = LaneReport(self._calls.name)
@@ -314,7 +312,7 @@ class Flights:
             asked = [*doubts, *(key for flight in lost for key in flight.keys)]
             held = await self.take_claims(asked)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            _LOG.warning("Executor %s: forbid() failed: %s", self._calls.name, sentence(error))
+            self._calls.complain(f"forbid() failed: {sentence(error)}")
             self._calls.trouble(sentence(error))
             return
         told = LaneReport(self._calls.name)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from chelate.contracts.executor import Capabilities, JobHandle, Limits, Outcome
-from chelate.errors import TransientError, UserError
+from chelate.errors import AuthenticationError, TransientError, UserError
 from chelate.kernel import events as ev
 
-__all__ = ["LaneReport", "sentence"]
+__all__ = ["FIRST_PAUSE", "LAST_PAUSE", "Complaints", "LaneReport", "pausing", "sentence"]
+
+_LOG = logging.getLogger("chelate.lanes")
+# Seconds until refused credentials are tried again: a login that fails often locks an account.
+FIRST_PAUSE = 30.0
+LAST_PAUSE = 600.0
+_AGAIN = 60.0  # seconds until a complaint that lasts is logged a second time
+_SELDOM = 3600.0
 
 
 @dataclass(slots=True)
@@ -24,10 +32,44 @@ class LaneReport:
     listed: list[JobHandle] | None = None  # jobs of this store, whoever started them
     failed: str | None = None  # the executor cannot be made: a sentence
     trouble: str | None = None  # it cannot be reached at present: a sentence; "" when it can again
+    paused: str | None = None  # why it is given no tasks for now: a sentence; "" when it is again
 
 
 def sentence(error: BaseException) -> str:
     """An exception for people; its class is named unless the message was written for them."""
     text = str(error) or type(error).__name__
-    plain = isinstance(error, (UserError, TransientError))
+    plain = isinstance(error, (UserError, TransientError, AuthenticationError))
     return text if plain else f"{type(error).__name__}: {text}"
+
+
+def pausing(name: str, error: BaseException) -> str:
+    """What to say of an executor whose credentials are refused."""
+    return (
+        f"Executor {name} is paused, because its credentials are refused: "
+        f"{sentence(error).rstrip('.')}. Mend that, or cancel. No task fails; it is tried again by "
+        "itself now and then, and soon after the next dispatch."
+    )
+
+
+class Complaints:
+    """Log lines about what goes wrong again and again.
+
+    A complaint is logged at once, again after a minute, and then at intervals that double up to
+    an hour, for as long as it comes back within two of them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._known: dict[str, tuple[float, float]] = {}  # text → last logged, interval
+
+    def say(self, text: str, now: float, error: BaseException | None = None) -> None:
+        """``now`` is a monotonic moment; the traceback of ``error`` goes along."""
+        last, interval = self._known.get(text, (now, 0.0))
+        if now - last > 2 * max(interval, _AGAIN):
+            interval = 0.0
+        elif now - last < interval:
+            return
+        if len(self._known) >= 100:
+            self._known.clear()
+        self._known[text] = (now, min(max(_AGAIN, 2 * interval), _SELDOM))
+        _LOG.warning("Executor %s: %s", self._name, text, exc_info=error)

@@ -6,7 +6,6 @@ before they run it, the lane takes the claim itself, and whoever comes later fin
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from chelate.kernel.lane_report import LaneReport, sentence
 
 __all__ = ["FIRST_WAIT", "LAST_WAIT", "Stops"]
 
-_LOG = logging.getLogger("chelate.lanes")
 FIRST_WAIT = 1.0
 LAST_WAIT = 60.0
 
@@ -168,7 +166,7 @@ class Stops:
 
     def _failed(self, keys: Sequence[str], error: Exception) -> None:
         text = sentence(error)
-        _LOG.warning("Executor %s: a cancel failed: %s", self._calls.name, text, exc_info=error)
+        self._calls.complain(f"a cancel failed: {text}", error)
         self._calls.trouble(text)
         self._failures.update(dict.fromkeys(keys, f"the last answer was: {text.rstrip('.')}"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,7 +14,6 @@ from chelate.kernel.lane_report import LaneReport, sentence
 
 __all__ = ["Strays"]
 
-_LOG = logging.getLogger("chelate.lanes")
 _EVERY = 60.0  # seconds
 
 
@@ -69,5 +67,4 @@ class Strays:
         try:
             await calls.timed("cancel", lambda: calls.executor.cancel(handles, force=force))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            text = "Executor %s: jobs that belong to no task go on: %s"
-            _LOG.warning(text, calls.name, sentence(error))
+            calls.complain(f"jobs that belong to no task go on: {sentence(error)}")

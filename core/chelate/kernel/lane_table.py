@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from chelate.contracts.executor import Capabilities, Executor, Job, JobHandle, Limits
 from chelate.errors import RejectedError
@@ -29,6 +30,10 @@ _IN_FLIGHT = frozenset(
 _NO_LIMIT = 1 << 30
 _CHECK_EVERY = 1.0  # seconds
 _THREADS = 5
+_SHOWN = 10  # waiting tasks of a dispatch that say why they wait
+# Seconds until an executor that could not be made is made again while tasks depend on it.
+_FIRST_WAIT = 30.0
+_LAST_WAIT = 600.0
 
 
 def _seconds(limits: Limits | None) -> str:
@@ -43,7 +48,13 @@ class _LaneState:
     limits: Limits | None = None
     capabilities: Capabilities | None = None
     failed: str | None = None
+    failed_at: float = 0.0  # seconds since the epoch, as a dispatch's creation
+    renew: bool = False  # somebody wants it to be made again
+    renew_due: float = 0.0  # monotonic, as is wanted for tasks that it runs
+    renew_wait: float = 0.0
     trouble: str | None = None
+    paused: str = ""
+    hurried_at: float = 0.0
     flying: set[tuple[str, int]] = field(default_factory=set)
     beats: int | None = None
     silent: int = 0  # checks in a row at which its thread had not answered
@@ -64,8 +75,15 @@ class _LaneState:
     def room(self) -> int:
         """How many more attempts it may be given; a failed lane refuses any number at once."""
         if self.failed is not None:
-            return _NO_LIMIT
-        return 0 if self.limits is None else self.limits.max_in_flight - len(self.flying)
+            return 0 if self.renew else _NO_LIMIT
+        if self.limits is None or self.paused:
+            return 0
+        return self.limits.max_in_flight - len(self.flying)
+
+    @property
+    def holding(self) -> str | None:
+        """Why it takes no tasks, when that is worth telling."""
+        return self.paused or (self.trouble if self.limits is None else None)
 
 
 @dataclass(slots=True)
@@ -130,7 +148,7 @@ class LaneTable:
         return {
             name: text
             for name, state in list(self._lanes.items())
-            if (text := state.failed or state.trouble) is not None
+            if (text := state.failed or state.paused or state.trouble)
         }
 
     def close(self, timeout: float) -> None:
@@ -160,13 +178,33 @@ class LaneTable:
         lane.start()
         return lane
 
-    def replace_blocked(self, lives: Iterable[LiveDispatch], orders: Orders) -> None:
-        """Give the work of a thread that its plugin blocks to a new one, as after a restart."""
+    def renew(self, lives: Iterable[LiveDispatch], orders: Orders) -> None:
+        """Begin anew, as after a restart, where an executor could not be made or its plugin
+        blocks the thread."""
         now = self._world.monotonic()
-        if now < self._check_due:
-            return
-        self._check_due = now + _CHECK_EVERY
-        blocked = [name for name, state in self._lanes.items() if state.blocked()]
+        failed = [
+            name
+            for name, state in self._lanes.items()
+            if state.failed and (state.renew or (state.flying and now >= state.renew_due))
+        ]
+        for name in failed:
+            state = self._lanes[name]
+            state.lane, state.failed, state.renew = self._open(name), None, False
+        blocked: list[str] = []
+        if now >= self._check_due:
+            self._check_due = now + _CHECK_EVERY
+            blocked = [name for name, state in self._lanes.items() if state.blocked()]
+            self._replace(blocked)
+        again = {*failed, *blocked}
+        for live in lives if again else ():
+            for record in live.machine.records.values():
+                if record.status in _IN_FLIGHT and record.executor in again:
+                    policy = live.machine.policy(record.node_id)
+                    for effect in unresolved(record, policy, self._world.time()):
+                        if not isinstance(effect, (ev.StartTimer, ev.CancelChild)):
+                            orders.add(effect, record)
+
+    def _replace(self, blocked: Iterable[str]) -> None:
         for name in blocked:
             state = self._lanes[name]
             state.lane.abandon()
@@ -177,20 +215,21 @@ class LaneTable:
                 f"thread {state.left_behind + 1} has taken over."
             )
             _LOG.error("Executor %s: %s", name, state.trouble)
-        for live in lives if blocked else ():
-            for record in live.machine.records.values():
-                if record.status in _IN_FLIGHT and record.executor in blocked:
-                    policy = live.machine.policy(record.node_id)
-                    for effect in unresolved(record, policy, self._world.time()):
-                        if not isinstance(effect, (ev.StartTimer, ev.CancelChild)):
-                            orders.add(effect, record)
 
     def note(self, report: LaneReport) -> None:
         """Take in what a lane says of itself."""
         state = self._lanes[report.lane]
         if report.opened is not None:
             state.limits, state.capabilities = report.opened
-        state.failed = report.failed or state.failed
+            state.renew_wait = 0.0
+        if report.failed is not None:
+            state.failed, state.failed_at = report.failed, self._world.time()
+            state.renew_wait = min(max(_FIRST_WAIT, 2 * state.renew_wait), _LAST_WAIT)
+            state.renew_due = self._world.monotonic() + state.renew_wait
+        if report.paused is not None:
+            if report.paused and not state.paused:
+                state.hurried_at = self._world.time()
+            state.paused = report.paused
         if report.trouble is not None or report.opened is not None:
             state.trouble = report.trouble or None
 
@@ -199,12 +238,16 @@ class LaneTable:
     ) -> Iterator[tuple[str, ev.Event]]:
         """Attempts of which nothing comes while the lane cannot be used, and why."""
         state = self._lanes[report.lane]
-        message = report.failed or (report.trouble if state.limits is None else None)
-        for dispatch_id, node in state.flying if message else ():
+        message = "" if report.opened is not None else report.failed or state.holding
+        if message is None:
+            return
+        for dispatch_id, node in state.flying:
             live = lives.get(dispatch_id)
-            record = None if live is None else live.machine.records[node]
-            if record is not None and (report.failed or record.status is NodeStatus.CANCELLING):
-                yield dispatch_id, ev.Stuck(node, record.attempt, str(message))
+            record = None if live is None else live.machine.records.get(node)
+            if record is not None and (
+                not message or report.failed or record.status is NodeStatus.CANCELLING
+            ):
+                yield dispatch_id, ev.Stuck(node, record.attempt, message)
 
     def take(self, lives: Iterable[LiveDispatch]) -> None:
         """Give ready nodes to lanes that have room, dispatch by dispatch."""
@@ -215,9 +258,23 @@ class LaneTable:
                     del ready[name]
                     continue
                 state = self._get(name)
+                self._hurry(state, live)
                 if state.room > 0:
                     taken = live.machine.take(name, state.room, self._world.time())
                     state.flying.update((live.record.dispatch_id, node) for node in taken)
+                elif why := state.holding:
+                    told = islice(ready[name], _SHOWN)
+                    notes = [ev.Stuck(i, live.machine.records[i].attempt, why) for i in told]
+                    live.machine.handle(notes, self._world.time())
+
+    def _hurry(self, state: _LaneState, live: LiveDispatch) -> None:
+        """A dispatch that is younger than a trouble may be the user's next try."""
+        created = live.record.created_at
+        if state.failed is not None:
+            state.renew |= created > state.failed_at
+        elif state.paused and live.record.parent_id is None and created > state.hurried_at:
+            state.hurried_at = created
+            state.lane.hurry()
 
     def count(self, dispatch_id: str, records: Sequence[NodeRecord]) -> None:
         """Keep the number of attempts in flight after nodes have changed."""
@@ -266,7 +323,7 @@ class LaneTable:
             self._get(name).lane.end_strays(handles)
 
     def _is_stuck(self, name: str, keys: Sequence[str]) -> bool:
-        """Whether the lane has failed for good; then that is said of these tasks."""
+        """Whether the lane could not be made; then that is said of these tasks."""
         failed = self._get(name).failed
         if failed is None:
             return False

@@ -22,13 +22,13 @@ from chelate.contracts.executor import (
     Rejected,
     Unknown,
 )
-from chelate.errors import PluginContractError, TransientError
+from chelate.errors import AuthenticationError, PluginContractError, TransientError
 from chelate.kernel import events as ev
 from chelate.kernel.lane_calls import LaneCalls
 from chelate.kernel.lane_checks import checked_handle, checked_reason
 from chelate.kernel.lane_flights import Flights, tell
 from chelate.kernel.lane_packs import Departures
-from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.lane_report import FIRST_PAUSE, LAST_PAUSE, LaneReport, pausing, sentence
 from chelate.kernel.lane_stops import FIRST_WAIT, LAST_WAIT, Stops
 from chelate.kernel.lane_strays import Strays
 from chelate.kernel.world import World
@@ -65,6 +65,9 @@ class LaneWork:
         self._resends: dict[str, int] = {}
         self._stops = Stops(self._calls, self._flights, self._sending)
         self._strays = Strays(self._calls, store)
+        self._rest = FIRST_PAUSE  # how long the next pause lasts
+        self._paused_at = 0.0
+        self._lifting: asyncio.TimerHandle | None = None
 
     def loops(self) -> list[asyncio.Task[None]]:
         """Start the loops; they run until they are cancelled."""
@@ -128,6 +131,12 @@ class LaneWork:
         self._flights.let_go(keys)
         self._calls.wake()
 
+    def hurry(self) -> None:
+        """Let a pause end as soon as another try does no harm."""
+        if self._lifting is not None:
+            self._lifting.cancel()
+            self._lift_at(self._paused_at + FIRST_PAUSE)
+
     def begin_close(self) -> None:
         """No new calls; running ones are cancelled."""
         self._calls.begin_close()
@@ -176,10 +185,14 @@ class LaneWork:
             unanswered.clear()
             calls.trouble(sentence(error))
             calls.later(held, error.retry_after or FIRST_WAIT)
+        except AuthenticationError as error:
+            for job in unanswered.values():
+                self._refused_login(job, error)
+            unanswered.clear()
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             message = sentence(error)
             calls.trouble(message)
-            _LOG.warning("Executor %s: run() failed: %s", self.name, message, exc_info=error)
+            calls.complain(f"run() failed: {message}", error)
         for job in unanswered.values():
             _tell_all(self._answers(), job, ev.Unsure, message)
         self._asked = set()
@@ -206,6 +219,9 @@ class LaneWork:
             self._accepted(report, keys, outcome.handle, document)
         elif isinstance(outcome, Rejected):
             reason = checked_reason(outcome.reason, outcome.message)
+            if outcome.reason is Reason.AUTH:
+                self._refused_login(job, AuthenticationError(reason[1]))
+                return
             for task in job.tasks:
                 if self._resends.pop(task.key, None) is None:
                     tell(report, task.key, ev.Refused, *reason)
@@ -219,6 +235,31 @@ class LaneWork:
             _tell_all(report, job, ev.Unsure, str(outcome.message))
         else:
             raise PluginContractError(f"run() yielded {outcome!r:.200}, which is no outcome.")
+
+    def _refused_login(self, job: Job, error: AuthenticationError) -> None:
+        """The job was not sent; no other is, until another try of the credentials is due."""
+        calls = self._calls
+        text = pausing(self.name, error)
+        calls.complain(text)
+        calls.report(LaneReport(self.name, paused=text))
+        if self._lifting is None:
+            self._paused_at = calls.now()
+            self._lift_at(self._paused_at + self._rest)
+            self._rest = min(2 * self._rest, LAST_PAUSE)
+        held = LaneReport(self.name)
+        for task in job.tasks:
+            # What was sent before would come straight back, paused or not.
+            again = task.key in self._resends
+            tell(held if again else self._answers(), task.key, ev.Deferred, text)
+        calls.later(held, min(self._rest, LAST_WAIT))
+
+    def _lift_at(self, moment: float) -> None:
+        wait = max(0.0, moment - self._calls.now())
+        self._lifting = asyncio.get_running_loop().call_later(wait, self._lift)
+
+    def _lift(self) -> None:
+        self._lifting = None
+        self._calls.report(LaneReport(self.name, paused=""))
 
     def _refused_again(self, report: LaneReport, key: str, reason: Reason, message: str) -> None:
         """Of a job sent more than once the backend refuses one request; what of the others?"""
@@ -234,6 +275,7 @@ class LaneWork:
     def _accepted(
         self, report: LaneReport, keys: Sequence[str], handle: JobHandle, document: dict[str, Any]
     ) -> None:
+        self._rest = FIRST_PAUSE
         for key in keys:
             self._resends.pop(key, None)
         if not self._calls.capabilities.detached and len(handle.tasks) <= 1:

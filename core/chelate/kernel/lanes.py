@@ -15,7 +15,14 @@ from functools import partial
 from chelate.contracts.executor import Executor, Job, JobHandle
 from chelate.errors import AuthenticationError, TransientError
 from chelate.kernel.lane_calls import contained
-from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.lane_report import (
+    FIRST_PAUSE,
+    LAST_PAUSE,
+    Complaints,
+    LaneReport,
+    pausing,
+    sentence,
+)
 from chelate.kernel.lane_work import LaneWork
 from chelate.kernel.world import Habitat, World
 
@@ -54,6 +61,7 @@ class Lane:
         self._work: LaneWork | None = None
         self._early: list[Callable[[LaneWork], None]] = []
         self._closing: asyncio.Event
+        self._hurried: asyncio.Event
 
     def start(self) -> None:
         """Start the thread; the executor is made and opened in it."""
@@ -97,6 +105,16 @@ class Lane:
     def disown(self, dispatch_id: str) -> None:
         """Another kernel owns the dispatch now."""
         self._post(lambda work: work.disown(dispatch_id))
+
+    def hurry(self) -> None:
+        """Try refused credentials again soon: somebody may have mended them."""
+        self._post_to_loop(self._hurry)
+
+    def _hurry(self) -> None:
+        if self._work is None:
+            self._hurried.set()
+        else:
+            self._work.hurry()
 
     def release(self, keys: Sequence[str]) -> None:
         """The outcomes of these keys are safely stored."""
@@ -142,13 +160,14 @@ class Lane:
 
     def _begin_close(self) -> None:
         self._closing.set()
+        self._hurried.set()
         if self._work is not None:
             self._work.begin_close()
 
     # -- in the lane's thread -----------------------------------------------------------------
 
     async def _live(self) -> None:
-        self._closing = asyncio.Event()
+        self._closing, self._hurried = asyncio.Event(), asyncio.Event()
         try:
             self._executor = self._make()
             opened = await self._open(self._executor)
@@ -160,28 +179,32 @@ class Lane:
 
     async def _open(self, executor: Executor) -> bool:
         """Open the executor, for as long as it takes; False when it cannot be or we close."""
-        delay = 1.0
+        delay = 0.0
+        complaints = Complaints(self.name)
         while not self._closing.is_set():
+            self._hurried.clear()
+            first, last, text = 1.0, 60.0, ""
             try:
                 await asyncio.wait_for(
                     contained(executor.open, "open"), executor.limits.call_timeout
                 )
                 return True
             except AuthenticationError as error:
-                # Asking again with the same credentials can lock an account.
-                self._report(LaneReport(self.name, failed=sentence(error)))
-                return False
+                first, last, text = FIRST_PAUSE, LAST_PAUSE, pausing(self.name, error)
+                self._report(LaneReport(self.name, paused=text))
             except (TransientError, OSError, asyncio.TimeoutError) as error:
-                self._report(LaneReport(self.name, trouble=sentence(error)))
-            try:
-                await asyncio.wait_for(self._closing.wait(), delay)
-            except asyncio.TimeoutError:
-                delay = min(delay * 2, 60.0)
+                text = sentence(error)
+                self._report(LaneReport(self.name, trouble=text, paused=""))
+            complaints.say(text, asyncio.get_running_loop().time())
+            delay = min(max(first, 2 * delay), last)
+            await _until(self._closing, first)
+            await _until(self._hurried, delay - first)
         return False
 
     async def _drive(self, executor: Executor) -> None:
         self._work = work = LaneWork(self.name, executor, self._report, self._world, self._store)
-        self._report(LaneReport(self.name, opened=(executor.limits, executor.capabilities)))
+        opened = (executor.limits, executor.capabilities)
+        self._report(LaneReport(self.name, opened=opened, paused=""))
         early, self._early = self._early, []
         for command in early:
             command(work)
@@ -194,3 +217,9 @@ class Lane:
             await asyncio.wait_for(contained(executor.close, "close"), executor.limits.call_timeout)
         except BaseException as error:  # noqa: BLE001
             _LOG.warning("Executor %s did not close cleanly: %s", self.name, sentence(error))
+
+
+async def _until(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, for so long at the most."""
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

@@ -185,6 +185,7 @@ class Machine(Moves):
             self._cancelled(record)
         else:
             record.attempt -= 1  # it never left, so its number is free again
+            record.error = event.message
             self._offer(record.node_id)
 
     def _on_unsure(self, record: NodeRecord, event: ev.Unsure) -> None:
@@ -265,9 +266,11 @@ class Machine(Moves):
         self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
 
     def _on_stuck(self, record: NodeRecord, event: ev.Stuck) -> None:
-        record.error = event.message
+        known = (record.error, record.cancel_tries)
+        record.error = event.message or None
         record.cancel_tries = max(record.cancel_tries, event.tries)
-        self._dirty[record.node_id] = None
+        if known != (record.error, record.cancel_tries):
+            self._dirty[record.node_id] = None
 
     def _on_timed_out(self, record: NodeRecord, event: ev.TimedOut) -> None:
         self._stop(record, Reason.TIMEOUT)
@@ -300,6 +303,6 @@ class Machine(Moves):
 
     def _on_reused(self, record: NodeRecord, event: ev.Reused) -> None:
         record.output, record.reused_from = event.output, event.origin
-        record.child_id = event.child_id
+        record.child_id, record.error = event.child_id, None
         record.started_at = record.ended_at = self._now
         self._finish(record, S.COMPLETED, None)

@@ -33,7 +33,7 @@ def _table() -> dict[tuple[NodeStatus, type[Any]], str]:
         ev.Ended: ("_on_ended", live),
         ev.Gone: ("_on_gone", live),
         ev.Forbidden: ("_on_forbidden", (S.CANCELLING,)),
-        ev.Stuck: ("_on_stuck", (S.SUBMITTING, S.SUBMITTED, S.RUNNING, S.CANCELLING)),
+        ev.Stuck: ("_on_stuck", (S.READY, S.SUBMITTING, S.SUBMITTED, S.RUNNING, S.CANCELLING)),
         ev.TimedOut: ("_on_timed_out", (S.RUNNING, S.SUBMITTED)),
         ev.Due: ("_on_due", (S.BACKOFF,)),
         ev.Built: ("_on_built", live),
