@@ -14,9 +14,10 @@ from chelate.client.signature import Parameters
 from chelate.contracts.store import DispatchFilter
 from chelate.embedding import current, detaching
 from chelate.errors import ChelateError, ConfigError, UserError
-from chelate.gateway import LocalGateway, check_dispatch_id
+from chelate.gateway import LocalGateway
 from chelate.model import Status
 from chelate.result import Result
+from chelate.targets import check_dispatch_id
 
 __all__ = [
     "Submission",
@@ -170,6 +171,7 @@ def get_result(
         InvalidDispatchIdError: that is no id.
         DispatchNotFoundError: nobody has that id.
         ResultNotReadyError: it did not end within ``timeout``.
+        StoreUnavailableError: the store has not answered for 30 s.
     """
     gateway = _gateway(dispatcher_addr)
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):

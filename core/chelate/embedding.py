@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from chelate.contracts.store import DispatchFilter
+from chelate.errors import StoreError
 from chelate.gateway import LocalGateway
 from chelate.model import DispatchRecord, Status
 from chelate.settings import Settings
@@ -96,6 +97,8 @@ def _leave() -> None:
             _wait_for_rest(gateway)
     except KeyboardInterrupt:
         _say(_DETACHED)
+    except StoreError as error:
+        _say(f"{error} {_DETACHED}")
     finally:
         with suppress(ValueError):  # only the main thread may; another gets no interrupt either
             signal.signal(signal.SIGINT, signal.SIG_IGN)

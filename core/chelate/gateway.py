@@ -19,13 +19,12 @@ from chelate.digest import digest_bytes
 from chelate.errors import (
     ConfigError,
     GraphError,
-    InvalidDispatchIdError,
     ResultNotReadyError,
     StoreUnavailableError,
 )
 from chelate.graph import Graph
 from chelate.model import FINAL, DispatchRecord, NodeRecord
-from chelate.targets import CancelAnswer, resolve_tasks
+from chelate.targets import CancelAnswer, check_dispatch_id, resolve_tasks
 
 if TYPE_CHECKING:
     from chelate.contracts.store import ResultStore
@@ -34,28 +33,12 @@ if TYPE_CHECKING:
     from chelate.kernel.trigger_host import TriggerHost
     from chelate.settings import Settings
 
-__all__ = ["LocalGateway", "check_dispatch_id"]
+__all__ = ["LocalGateway"]
 
 _FIRST_LOOK = 0.02
 _SLOWEST_LOOK = 0.5
 _ORPHAN_LOOK = 1.0
-
-
-def check_dispatch_id(dispatch_id: object) -> str:
-    """The id in its usual form.
-
-    Raises:
-        InvalidDispatchIdError: it is not the text of a UUID.
-    """
-    try:
-        if isinstance(dispatch_id, (str, uuid.UUID)):
-            return str(uuid.UUID(str(dispatch_id)))
-    except ValueError:
-        pass
-    raise InvalidDispatchIdError(
-        f"{dispatch_id!r:.80} is not a dispatch id. Ids are what ct.dispatch(...)(...) returns; "
-        "ct.list_dispatches() lists them."
-    )
+_STORE_LOOK = 5.0
 
 
 class LocalGateway:
@@ -300,19 +283,21 @@ class LocalGateway:
 
         Raises:
             ResultNotReadyError: it did not end in time.
+            StoreUnavailableError: nothing could be read or stored for 30 s.
         """
         record = self.record(dispatch_id)
         if record.status.final:
             return record
-        deadline = None if timeout is None else time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = None if timeout is None else began + timeout
         pause, look = _FIRST_LOOK, 0.0
         engine = self._engine
         while True:
             engine = self._engine or engine
             left = None if deadline is None else deadline - time.monotonic()
-            step = 0.2 if watch is not None else None
+            step = 0.2 if watch is not None else _STORE_LOOK
             if left is not None:
-                step = max(0.0, left if step is None else min(step, left))
+                step = max(0.0, min(step, left))
             ours = None if engine is None else engine.wait(record.dispatch_id, step)
             if self._closed or (engine is not None and engine.stopped and not ours):
                 raise ResultNotReadyError(
@@ -330,6 +315,8 @@ class LocalGateway:
                 watch(record)
             if record.status.final:
                 return record
+            if engine is not None:
+                engine.outage.check(began)
             if left is not None and left <= 0:
                 raise ResultNotReadyError(
                     f"Dispatch {record.dispatch_id} is still {record.status} after {timeout:g} s."
@@ -343,6 +330,7 @@ class LocalGateway:
     def wait_tasks(self, dispatch_id: str, node_ids: Sequence[int]) -> None:
         """Wait until these tasks have ended, whichever process runs them."""
         pause, look = _FIRST_LOOK, 0.0
+        began = time.monotonic()
         while not self.record(dispatch_id).status.final:
             if time.monotonic() >= look:
                 look = time.monotonic() + _ORPHAN_LOOK
@@ -350,6 +338,8 @@ class LocalGateway:
             rows = self.nodes(dispatch_id, node_ids)
             if sum(row.status in FINAL for row in rows.values()) == len(set(node_ids)):
                 return
+            if self._engine is not None:
+                self._engine.outage.check(began)
             time.sleep(pause)
             pause = min(pause * 1.5, _SLOWEST_LOOK)
 

@@ -1,14 +1,15 @@
-"""What a cancel is aimed at: tasks by node id or name, and what the request found."""
+"""What a call is aimed at: a dispatch by id, tasks by node id or name; what a cancel found."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 
-from chelate.errors import TaskNotFoundError
+from chelate.errors import InvalidDispatchIdError, TaskNotFoundError
 from chelate.graph import Graph, Kind, Node
 from chelate.model import DispatchRecord
 
-__all__ = ["CancelAnswer", "resolve_tasks"]
+__all__ = ["CancelAnswer", "check_dispatch_id", "resolve_tasks"]
 
 
 class CancelAnswer:
@@ -60,3 +61,20 @@ def resolve_tasks(graph: Graph, targets: Sequence[int | str]) -> list[int]:
                 f"Its tasks: {shown or 'none'}{more}"
             )
     return list(dict.fromkeys(found))
+
+
+def check_dispatch_id(dispatch_id: object) -> str:
+    """The id in its usual form.
+
+    Raises:
+        InvalidDispatchIdError: it is not the text of a UUID.
+    """
+    try:
+        if isinstance(dispatch_id, (str, uuid.UUID)):
+            return str(uuid.UUID(str(dispatch_id)))
+    except ValueError:
+        pass
+    raise InvalidDispatchIdError(
+        f"{dispatch_id!r:.80} is not a dispatch id. Ids are what ct.dispatch(...)(...) returns; "
+        "ct.list_dispatches() lists them."
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from chelate.contracts.trigger import BaseTrigger
 from chelate.embedding import current
 from chelate.errors import ConfigError
-from chelate.gateway import LocalGateway, check_dispatch_id
+from chelate.gateway import LocalGateway
 from chelate.kernel.trigger_host import TriggerHost
 from chelate.kernel.trigger_intake import Prepared
 from chelate.kernel.trigger_records import (
@@ -22,6 +22,7 @@ from chelate.kernel.trigger_records import (
     fact,
     state_fact,
 )
+from chelate.targets import check_dispatch_id
 
 __all__ = [
     "TriggerRow",

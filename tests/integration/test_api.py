@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from tests.integration.scripts import run
 
 import chelate as ct
+from chelate.executors.local import LocalExecutor
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +379,36 @@ def test_resources_are_respected(tmp_path):
 
 
 # -- sub-workflows --------------------------------------------------------------------------------
+
+
+def test_a_killed_build_is_a_loss_of_the_infrastructure(tmp_path):
+    def killed_at_first(x, mark, times):
+        tries = len(list(tmp_path.glob(f"{mark}*")))
+        if tries < times:
+            (tmp_path / f"{mark}{tries}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return add(x)
+
+    child = ct.electron(ct.lattice(killed_at_first), retries=ct.Retry(delay=0.0))
+    result = ct.dispatch_sync(ct.lattice(lambda: child(1, "once", 1)))()
+    assert result.raise_for_status().result == 11
+    (first,) = result.node_records[0].attempts
+    assert first["reason"] == "CRASHED"
+    result = ct.dispatch_sync(ct.lattice(lambda: child(1, "always", 9)))()
+    assert result.status == "FAILED"
+    assert len(list(tmp_path.glob("always*"))) == 4
+    assert "CRASHED" in result.error
+
+
+def test_builds_leave_room_for_others(monkeypatch):
+    limits = dataclasses.replace(LocalExecutor.limits, max_in_flight=2)
+    ct.shutdown()
+    monkeypatch.setattr(LocalExecutor, "limits", limits)
+    dispatch_id = ct.dispatch(flow)(1, 2)
+    for number in range(3):
+        again = ct.redispatch(dispatch_id)(number, 2)
+        assert ct.get_result(again, timeout=60).result == number + 4
+    ct.shutdown()
 
 
 def test_ten_subworkflows_in_parallel():

@@ -157,7 +157,7 @@ def test_tasks_of_an_executor_that_cannot_be_made_after_a_restart_wait_for_it(be
 
 
 def test_a_complaint_that_lasts_is_repeated_ever_more_seldom(caplog):
-    complaints = Complaints("cluster")
+    complaints = Complaints(logging.getLogger("chelate.lanes"), "Executor cluster")
     said = []
     with caplog.at_level(logging.WARNING, "chelate.lanes"):
         for moment in range(0, 4 * 3600, 10):

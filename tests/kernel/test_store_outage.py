@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from tests.kernel.fakes import Backend, fake
 from tests.kernel.graphs import chain
@@ -48,3 +50,33 @@ def test_a_turn_that_meets_a_defect_is_taken_again_from_the_store(bench):
     record = kernel.run(chain(3))
     assert record.status is Status.COMPLETED
     assert set(backend.starts.values()) == {1}
+
+
+def test_who_waits_is_told_when_nothing_can_be_stored(bench, monkeypatch, caplog):
+    monkeypatch.setattr("chelate.kernel.outage._PATIENCE", 0.5)
+    monkeypatch.setattr("chelate.gateway._STORE_LOOK", 0.1)
+    backend = Backend(finish=lambda key, node: None)
+    kernel = bench(fake(backend))
+    store = kernel.gateway.store
+    dispatch_id = kernel.dispatch(chain(2))
+    kernel.until(lambda: backend.jobs)
+    honest, broken = store.commit, [True]
+
+    def failing(*args, **kwargs):
+        if broken:
+            raise StoreUnavailableError("The disk is full.")
+        return honest(*args, **kwargs)
+
+    store.commit = failing
+    backend.end()
+    for _ in range(2):
+        begin = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match=r"stored for 0.5 s: The disk is full\. "):
+            kernel.gateway.wait(dispatch_id)
+        assert 0.5 <= time.monotonic() - begin < 5.0
+    with pytest.raises(StoreUnavailableError, match="The disk is full"):
+        kernel.gateway.wait_tasks(dispatch_id, [1])
+    broken.clear()
+    monkeypatch.setattr("chelate.kernel.outage._PATIENCE", 30.0)
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    assert caplog.text.count("Nothing goes on") == 1

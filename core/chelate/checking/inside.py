@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from chelate.checking.report import DEFECT, RESTORE, Finding, Report
 from chelate.contracts.store import CancelRequest
 from chelate.graph import Graph
+from chelate.kernel.retries import is_loss
 from chelate.model import (
     FINAL,
     DispatchRecord,
@@ -28,7 +29,6 @@ BUILD = -1  # the node that built a dispatch's graph is not part of it
 _STARTED = frozenset(S) - {S.WAITING, S.READY, S.CANCELLED, S.SKIPPED}
 _ENDS = {status.value for status in Status if status.final}
 _NODE_ENDS = {status.value for status in FINAL}
-_LOSSES = {reason.value for reason in Reason if reason.infrastructure}
 
 
 class Inside:
@@ -123,11 +123,12 @@ class Inside:
                         what = f"It is {row.status}, and task {parent}, which it needs, is {state}."
                         self._say("I6", node_id, what)
             if row.attempts and node.policy >= 0:
-                self._retries(row, graph.policies[node.policy].retry)
+                self._retries(row, graph.policies[node.policy].retry, node.kind)
 
-    def _retries(self, row: NodeRecord, retry: Retry) -> None:
+    def _retries(self, row: NodeRecord, retry: Retry, task: str) -> None:
+        losses = {reason.value for reason in Reason if is_loss(reason, task)}
         spent = Counter(
-            entry.get("reason") in _LOSSES for entry in row.attempts if entry.get("counted", True)
+            entry.get("reason") in losses for entry in row.attempts if entry.get("counted", True)
         )
         for loss, allowed in ((False, retry.times), (True, retry.infrastructure)):
             if spent[loss] > allowed:

@@ -2,8 +2,7 @@
 
 A turn drains the inbox, lets the machines of all dispatches decide, writes everything in one
 transaction, wakes who waits, and only then hands effects to the lanes: an effect never leaves
-before the commit that caused it. Work is per batch; nothing here costs a transaction, a thread,
-a coroutine or a hook per task.
+before the commit that caused it. Work is per batch, never per task.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import logging
 import queue
 import threading
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from chelate.contracts.executor import Job, JobHandle
@@ -33,6 +33,7 @@ from chelate.kernel.jobs import make_job
 from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lane_table import LaneTable, Orders
 from chelate.kernel.live import LiveDispatch
+from chelate.kernel.outage import Outage
 from chelate.kernel.outside import Outside
 from chelate.kernel.passing import Passing
 from chelate.kernel.plugins import Plugins
@@ -76,6 +77,7 @@ class Engine:
         self._defects: Counter[str] = Counter()
         self._unread: list[str] = []  # adopted, and not yet read
         self._early: dict[str, list[CancelRequest]] = {}  # for dispatches not yet begun
+        self.outage = Outage(self._world)
         self._stopping = False
         self._thread = self._world.thread("chelate-kernel", self._main)
 
@@ -168,8 +170,9 @@ class Engine:
             return
         try:
             self._turn(items)
+            self.outage.over()
         except StoreUnavailableError as error:
-            _LOG.error("Nothing goes on until the store works again: %s", error)
+            self.outage.goes_on(self._world.monotonic(), error)
             self._reload(items)
         except Exception as error:  # noqa: BLE001 - a defect must not take all dispatches along
             _LOG.exception("A turn of the kernel failed; every dispatch is read again.")
@@ -178,12 +181,10 @@ class Engine:
     def _receive(self, wait: float) -> list[Any]:
         """Everything in the inbox; waits for the first item."""
         items: list[Any] = []
-        try:
+        with suppress(queue.Empty):
             items.append(self._inbox.get(timeout=wait))
             while True:
                 items.append(self._inbox.get_nowait())
-        except queue.Empty:
-            pass
         return items
 
     def _turn(self, items: list[Any]) -> None:
@@ -335,7 +336,7 @@ class Engine:
 
     def _commit(self, commit: Commit, turn: Turn) -> list[CancelRequest]:
         """Store a turn, however long the store is unavailable: nothing is acted on before."""
-        delay = 0.1
+        delay, started = 0.1, self._world.monotonic()
         while True:
             try:
                 return self.store.commit(self.kernel_id, commit, self._seen)
@@ -345,7 +346,7 @@ class Engine:
             except StoreUnavailableError as error:
                 if self._stopping:
                     raise
-                _LOG.error("Nothing goes on until the store works again: %s", error)
+                self.outage.goes_on(started, error)
                 self._world.sleep(delay)
                 delay = min(delay * 2, 5.0)
 

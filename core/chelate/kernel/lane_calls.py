@@ -55,7 +55,7 @@ class LaneCalls:
         self.changed = 0.0
         self.closing = False
         self.beats = 0  # grows while the lane's thread answers
-        self.complaints = Complaints(name)
+        self.complaints = Complaints(_LOG, f"Executor {name}")
         self._troubled = False
         self._waiters: dict[asyncio.Future[None], None] = {}  # in order
         self._streams: dict[asyncio.Task[Any], float] = {}

@@ -12,7 +12,6 @@ from chelate.kernel import events as ev
 
 __all__ = ["FIRST_PAUSE", "LAST_PAUSE", "Complaints", "LaneReport", "pausing", "sentence"]
 
-_LOG = logging.getLogger("chelate.lanes")
 # Seconds until refused credentials are tried again: a login that fails often locks an account.
 FIRST_PAUSE = 30.0
 LAST_PAUSE = 600.0
@@ -58,8 +57,8 @@ class Complaints:
     an hour, for as long as it comes back within two of them.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, log: logging.Logger, whose: str, level: int = logging.WARNING) -> None:
+        self._log, self._whose, self._level = log, whose, level
         self._known: dict[str, tuple[float, float]] = {}  # text → last logged, interval
 
     def say(self, text: str, now: float, error: BaseException | None = None) -> None:
@@ -72,4 +71,4 @@ class Complaints:
         if len(self._known) >= 100:
             self._known.clear()
         self._known[text] = (now, min(max(_AGAIN, 2 * interval), _SELDOM))
-        _LOG.warning("Executor %s: %s", self._name, text, exc_info=error)
+        self._log.log(self._level, "%s: %s", self._whose, text, exc_info=error)

@@ -180,7 +180,7 @@ class Lane:
     async def _open(self, executor: Executor) -> bool:
         """Open the executor, for as long as it takes; False when it cannot be or we close."""
         delay = 0.0
-        complaints = Complaints(self.name)
+        complaints = Complaints(_LOG, f"Executor {self.name}")
         while not self._closing.is_set():
             self._hurried.clear()
             first, last, text = 1.0, 60.0, ""

@@ -123,7 +123,7 @@ class Moves(Ledger):
         }
         if not counted:
             entry["counted"] = False
-        delay = verdict(record, retry, reason, counted)
+        delay = verdict(record, retry, reason, counted, self.nodes[record.node_id].kind)
         record.error = message
         if delay is None:
             self._finish(record, S.FAILED, reason)

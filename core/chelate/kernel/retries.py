@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from chelate.graph import Kind
 from chelate.model import NodeRecord, Reason, Retry
 
-__all__ = ["verdict"]
+__all__ = ["is_loss", "verdict"]
 
 _NEVER_RETRIED = frozenset(
     {
@@ -23,7 +22,21 @@ _NEVER_RETRIED = frozenset(
 )
 
 
-def verdict(record: NodeRecord, retry: Retry, reason: Reason, counted: bool) -> float | None:
+_BUILDS = frozenset({Kind.SUBLATTICE, Kind.BUILD, Kind.RETURN})
+
+
+def is_loss(reason: Reason, kind: str) -> bool:
+    """Whether an attempt at a node of this kind was lost by the infrastructure.
+
+    Nothing of the user's computes while a graph is built or a result put together, so a process
+    that dies there was killed from outside.
+    """
+    return reason.infrastructure or (reason is Reason.CRASHED and kind in _BUILDS)
+
+
+def verdict(
+    record: NodeRecord, retry: Retry, reason: Reason, counted: bool, kind: str
+) -> float | None:
     """Seconds to wait before the next attempt, or None when the task has failed for good.
 
     Losses by the infrastructure have a budget of their own; an attempt that is not ``counted``
@@ -33,12 +46,10 @@ def verdict(record: NodeRecord, retry: Retry, reason: Reason, counted: bool) -> 
         return None
     if not counted:
         return 0.0
-    blamed = sum(_same_budget(entry, reason) for entry in record.attempts)
-    budget = retry.infrastructure if reason.infrastructure else retry.times
+    lost = is_loss(reason, kind)
+    blamed = sum(
+        entry.get("counted", True) and is_loss(Reason(entry["reason"]), kind) == lost
+        for entry in record.attempts
+    )
+    budget = retry.infrastructure if lost else retry.times
     return retry.wait(blamed + 1) if blamed < budget else None
-
-
-def _same_budget(entry: dict[str, Any], reason: Reason) -> bool:
-    if not entry.get("counted", True):
-        return False
-    return Reason(entry["reason"]).infrastructure == reason.infrastructure

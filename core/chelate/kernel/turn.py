@@ -35,6 +35,8 @@ class Turn:
         self.effects: list[tuple[LiveDispatch, ev.Effect]] = []
         self.over: list[LiveDispatch] = []
         self._new = {live.record.dispatch_id for live in intake.created}
+        for dispatch_id, rows in intake.kept.items():
+            lanes.count(dispatch_id, list(rows.values()))
         for live in intake.created:
             lives[live.record.dispatch_id] = live
             live.begin(live.world.time())
