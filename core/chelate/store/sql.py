@@ -132,6 +132,7 @@ class SQLStore(StoredValues):
             gone = self._database.hold_dead(
                 others, connection, lambda dead: sql.bury(connection, dead)
             )
+            sql.sweep_kernels(connection)
             sql.add_kernel(connection, row)
             return gone
 

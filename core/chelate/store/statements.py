@@ -42,6 +42,7 @@ K = TypeVar("K")
 _CHUNK = 500  # values in one IN list
 _CANCEL_LOCK = 0x6368656C_61746502
 _ENDED = [status.value for status in Status if status.final]
+_UNENDED = [status.value for status in Status if not status.final]
 _ENDED_NODES = ", ".join(sorted(f"'{status.value}'" for status in FINAL))
 _ENDED_DISPATCHES = ", ".join(f"'{status}'" for status in _ENDED)
 
@@ -179,6 +180,16 @@ class Statements:
                 update(kernels).where(kernels.c.kernel_id.in_(chunk)).values(state="dead")
             )
         return sorted(dead)
+
+    def sweep_kernels(self, connection: Connection) -> None:
+        """Remove the rows of dead kernels that own nothing unfinished. A kernel without a row may
+        write as little as a dead one."""
+        owners = select(dispatches.c.owner).where(
+            dispatches.c.status.in_(_UNENDED), dispatches.c.owner.is_not(None)
+        )
+        connection.execute(
+            delete(kernels).where(kernels.c.state == "dead", kernels.c.kernel_id.not_in(owners))
+        )
 
     # -- dispatches -----------------------------------------------------------------------------
 
