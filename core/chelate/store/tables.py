@@ -49,7 +49,7 @@ class Meta(_Base, table=True):
 
 
 class Kernel(_Base, table=True):
-    """A kernel that lives, or is ``dead`` and still owns what is unfinished; ``state`` says which."""
+    """A kernel that lives, or is dead and still owns what is unfinished; ``state`` says which."""
 
     __tablename__ = "kernels"
     kernel_id: str = Field(primary_key=True)
