@@ -17,7 +17,7 @@ from chelate.errors import ChelateError, ConfigError, UserError
 from chelate.gateway import LocalGateway
 from chelate.model import Status
 from chelate.result import Result
-from chelate.targets import check_dispatch_id
+from chelate.targets import as_targets, check_dispatch_id
 
 __all__ = [
     "Submission",
@@ -174,8 +174,7 @@ def get_result(
         StoreUnavailableError: the store has not answered for 30 s.
     """
     gateway = _gateway(dispatcher_addr)
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
-        raise ConfigError(f"timeout={timeout!r} must be a number of seconds.")
+    _check_timeout(timeout)
     record = gateway.record(dispatch_id)
     if (wait or timeout is not None) and not record.status.final:
         from chelate.show.progress import Progress
@@ -189,6 +188,12 @@ def get_result(
     if results_dir is not None:
         result.results_dir = results_dir
     return result
+
+
+def _check_timeout(timeout: object) -> None:
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and float(timeout) >= 0):  # type: ignore[arg-type]
+        raise ConfigError(f"timeout={timeout!r} must be a number of seconds, 0 or more.")
 
 
 def wait(child: Any, parents: Any = None, *, timeout: float | None = None) -> Any:
@@ -211,6 +216,7 @@ def cancel(
     dispatcher_addr: str | None = None,
     *,
     wait: bool = False,
+    timeout: float | None = None,
 ) -> str:
     """Cancel a dispatch, or some of its tasks and what depends on them; a sentence.
 
@@ -219,26 +225,24 @@ def cancel(
 
     Args:
         dispatch_id: its id.
-        task_ids: node ids or task names; None or an empty list for the whole dispatch.
+        task_ids: node ids or task names; None for the whole dispatch, an empty list for nothing.
         wait: return only when every target has ended.
+        timeout: seconds to wait at the most; implies ``wait``.
 
     Raises:
         InvalidDispatchIdError, DispatchNotFoundError: as :func:`get_result`.
-        TaskNotFoundError: a target does not exist; then nothing is cancelled.
+        TaskNotFoundError, ConfigError: a target does not exist; then nothing is cancelled.
+        ResultNotReadyError: not all have ended within ``timeout``; they are still being cancelled.
     """
     gateway = _gateway(dispatcher_addr)
-    targets: Sequence[int | str] | None
-    if task_ids is None or isinstance(task_ids, (int, str)):
-        targets = None if task_ids is None else [task_ids]
-    else:
-        targets = list(task_ids) or None
+    _check_timeout(timeout)
+    targets = as_targets(task_ids)
     answer = gateway.cancel(dispatch_id, targets)
-    if wait and not answer.record.status.final:
-        if targets is None:
-            gateway.wait(dispatch_id)
-        else:
-            gateway.wait_tasks(dispatch_id, answer.live)
-    return answer.sentence(targets is None)
+    sentence = answer.sentence(targets is None)
+    if not (wait or timeout is not None) or answer.record.status.final:
+        return sentence
+    gateway.wait_cancelled(answer, targets is None, timeout)
+    return f"{sentence} Now: {gateway.record(dispatch_id).status}."
 
 
 def list_dispatches(

@@ -327,7 +327,16 @@ class LocalGateway:
         if self._engine is not None or dispatch_id in self.store.orphans():
             self.engine.poke()
 
-    def wait_tasks(self, dispatch_id: str, node_ids: Sequence[int]) -> None:
+    def wait_cancelled(self, answer: CancelAnswer, whole: bool, timeout: float | None) -> None:
+        """Wait until what a cancel was aimed at has ended; errors as in :meth:`wait`."""
+        if whole:
+            self.wait(answer.record.dispatch_id, timeout)
+        else:
+            self.wait_tasks(answer.record.dispatch_id, answer.live, timeout)
+
+    def wait_tasks(
+        self, dispatch_id: str, node_ids: Sequence[int], timeout: float | None = None
+    ) -> None:
         """Wait until these tasks have ended, whichever process runs them."""
         pause, look = _FIRST_LOOK, 0.0
         began = time.monotonic()
@@ -340,6 +349,10 @@ class LocalGateway:
                 return
             if self._engine is not None:
                 self._engine.outage.check(began)
+            if timeout is not None and time.monotonic() - began >= timeout:
+                raise ResultNotReadyError(
+                    f"Not all of tasks {list(node_ids)[:20]} have ended after {timeout:g} s."
+                )
             time.sleep(pause)
             pause = min(pause * 1.5, _SLOWEST_LOOK)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from chelate.errors import InvalidDispatchIdError, TaskNotFoundError
+from chelate.errors import ConfigError, InvalidDispatchIdError, TaskNotFoundError
 from chelate.graph import Graph, Kind, Node
 from chelate.model import DispatchRecord
 
-__all__ = ["CancelAnswer", "check_dispatch_id", "resolve_tasks"]
+__all__ = ["CancelAnswer", "as_targets", "check_dispatch_id", "resolve_tasks"]
 
 
 class CancelAnswer:
@@ -37,6 +37,24 @@ class CancelAnswer:
         return " ".join(parts) or f"There is nothing to cancel in dispatch {dispatch_id}."
 
 
+def as_targets(task_ids: object) -> list[int | str] | None:
+    """What a caller named, as a list; None stands for the whole dispatch.
+
+    Raises:
+        ConfigError: it names nothing that tasks are known by.
+    """
+    if task_ids is None:
+        return None
+    if isinstance(task_ids, (int, str)):
+        return [task_ids]
+    if isinstance(task_ids, Iterable) and not isinstance(task_ids, (bytes, Mapping)):
+        return list(task_ids)
+    raise ConfigError(
+        f"task_ids={task_ids!r:.80} must be a node id, the name of a task, or a list of these; "
+        "nothing was cancelled. Leave it out to cancel the whole dispatch."
+    )
+
+
 def resolve_tasks(graph: Graph, targets: Sequence[int | str]) -> list[int]:
     """Node ids of tasks given by id or name; a name stands for every task that has it.
 
@@ -56,6 +74,8 @@ def resolve_tasks(graph: Graph, targets: Sequence[int | str]) -> list[int]:
         else:
             shown = ", ".join(f"{node.id} ({node.name})" for node in list(tasks.values())[:20])
             more = " …" if len(tasks) > 20 else ""
+            if any(node.kind == Kind.SUBLATTICE for node in tasks.values()):
+                more += ". Tasks of sub-workflows go by the ids of the sub-workflows' dispatches"
             raise TaskNotFoundError(
                 f"There is no task {target!r} in this dispatch; nothing was cancelled. "
                 f"Its tasks: {shown or 'none'}{more}"

@@ -481,6 +481,54 @@ def sleepy_outer(path):
     return sleepy_inner(path)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [99, -1, True, 1.0, 10**30, float("nan"), "nobody", "", b"nap", {0: 1}, object(), [0.0],
+     [None], [[0]], [0, 99], ["nap", "nobody"], range(99)],
+    ids=str,
+)  # fmt: skip
+def test_a_target_that_does_not_exist_cancels_nothing(held, bad):
+    with pytest.raises((ct.errors.TaskNotFoundError, ct.errors.ConfigError), match="nothing was"):
+        ct.cancel(held, bad)
+    assert not any(row.cancel_requested for row in ct.get_result(held).node_records.values())
+
+
+@pytest.fixture(scope="module")
+def held(home):
+    return ct.dispatch(ct.lattice(lambda: [nap(1), nap(1)]), disable_run=True)()
+
+
+def test_an_empty_list_cancels_nothing(held):
+    assert "nothing to cancel" in ct.cancel(held, [], wait=True)
+    assert not any(row.cancel_requested for row in ct.get_result(held).node_records.values())
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), True, "soon"])
+def test_limits_of_waiting_are_checked(held, bad):
+    for call in (ct.get_result, ct.cancel):
+        with pytest.raises(ct.errors.ConfigError, match="0 or more"):
+            call(held, timeout=bad)
+
+
+def test_names_repeats_and_limits_of_a_cancel():
+    dispatch_id = ct.dispatch(ct.lattice(lambda: [nap(60), nap(61), add(1)]))()
+    with pytest.raises(ct.errors.ResultNotReadyError):
+        ct.get_result(dispatch_id, timeout=0)
+    said = ct.cancel(dispatch_id, ["nap", 0, "nap"], timeout=60)
+    assert said.startswith("Tasks [0, 2]")
+    assert "being cancelled. Now: " in said
+    assert ct.get_result(dispatch_id, timeout=60).status == "CANCELLED"
+    assert "already ended: CANCELLED" in ct.cancel(dispatch_id, ["nap"])
+    assert "already ended: CANCELLED" in ct.cancel(dispatch_id, wait=True)
+    assert ct.get_result(dispatch_id).node_records[4].status == "COMPLETED"
+
+
+def test_a_name_inside_a_sub_workflow_is_told_where_to_look():
+    dispatch_id = ct.dispatch(ct.lattice(lambda: inner(1)), disable_run=True)()
+    with pytest.raises(ct.errors.TaskNotFoundError, match="ids of the sub-workflows' dispatches"):
+        ct.cancel(dispatch_id, "add")
+
+
 def test_cancel_reaches_the_whole_tree(tmp_path):
     ledger = tmp_path / "ledger"
     dispatch_id = ct.dispatch(ct.lattice(lambda: sleepy_outer(str(ledger))))()

@@ -156,6 +156,25 @@ def test_tasks_of_an_executor_that_cannot_be_made_after_a_restart_wait_for_it(be
     assert set(backend.starts.values()) == {1}
 
 
+def test_a_cancel_waits_for_the_plugin_that_is_missing_after_a_restart(bench, monkeypatch):
+    monkeypatch.setattr("chelate.kernel.lane_table._FIRST_WAIT", 0.2)
+    backend = Backend(finish=lambda key, node: None)
+    kernel = bench(fake(backend))
+    dispatch_id = kernel.dispatch(graph_of([[], [0]]))
+    kernel.until(lambda: kernel.node(dispatch_id).status is NodeStatus.RUNNING)
+    kernel.close()
+    kernel = bench()
+    kernel.gateway.cancel(dispatch_id, None)
+    kernel.until(lambda: "No executor is named 'fake'" in str(kernel.node(dispatch_id).error))
+    assert kernel.node(dispatch_id).status is NodeStatus.CANCELLING
+    assert kernel.node(dispatch_id, 1).status is NodeStatus.CANCELLED
+    assert kernel.gateway.record(dispatch_id).status is Status.CANCELLING
+    kernel.gateway.plugins.register_class(fake(backend))
+    assert kernel.wait(dispatch_id).status is Status.CANCELLED
+    assert backend.cancels
+    assert kernel.node(dispatch_id).error is None
+
+
 def test_a_complaint_that_lasts_is_repeated_ever_more_seldom(caplog):
     complaints = Complaints(logging.getLogger("chelate.lanes"), "Executor cluster")
     said = []

@@ -196,10 +196,7 @@ def cancel(
         targets = [int(t) if t.isdecimal() and t not in names else t for t in tasks]
     answer = gateway.cancel(record.dispatch_id, targets)
     if wait and not record.status.final:
-        if targets is None:
-            gateway.wait(record.dispatch_id)
-        else:
-            gateway.wait_tasks(record.dispatch_id, answer.live)
+        gateway.wait_cancelled(answer, targets is None, None)
     record = gateway.record(record.dispatch_id)
     sentence = answer.sentence(targets is None)
     if not as_json:
