@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,6 @@ BAD = {
     "no conda": ({"conda": "no-such-env"}, "ENV_MISSING", "no-such-env"),
     "prerun": ({"prerun": "echo no licence >&2; exit 3"}, "", "no licence"),
     "root": ({"root": "/proc/nowhere"}, "", "/proc/nowhere"),
-    "wrong key": ({"identity_file": "stranger"}, "AUTH", "refuses the login"),
-    "wrong user": ({"user": "nobody-of-that-name"}, "AUTH", "nobody-of-that-name"),
     "no host": ({"host": None}, "", "executors.ssh"),
     "too many processors": ({"slots": 1}, "UNSCHEDULABLE", "cpus=2"),
 }
@@ -92,16 +91,13 @@ BAD = {
 
 @pytest.mark.usefixtures("kernel")
 def test_one_sentence_for_what_cannot_work(
-    sshd: Sshd, options: dict[str, Any], tmp_path: Path
+    options: dict[str, Any],
 ) -> None:
-    stranger = sshd.new_key(tmp_path / "stranger")
     executors = {"good": SSHExecutor(**options)}
     for name, (changes, _, _) in BAD.items():
         made = {**options, **changes}
         if {"venv", "conda"} & changes.keys():
             made["python"] = None
-        if changes.get("identity_file") == "stranger":
-            made.update(sshd.client(identity_file=str(stranger)))
         executors[name] = SSHExecutor(**made)
     other = other_python()
     if other is not None:
@@ -117,8 +113,24 @@ def test_one_sentence_for_what_cannot_work(
         assert sentence.startswith(f"FAILED {reason}"), (name, sentence)
         assert words in sentence, (name, sentence)
         assert "Traceback" not in sentence, (name, sentence)
-    # A login that is refused is tried once, however many ask.
-    assert sshd.logged(r"^Connection from .*") == 2  # one was the fixture's own look
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_refused_login_fails_no_task(sshd: Sshd, options: dict[str, Any], tmp_path: Path) -> None:
+    stranger = sshd.client(identity_file=str(sshd.new_key(tmp_path / "stranger")))
+    looks = sshd.logged(r"^Connection from .*")
+    executor = SSHExecutor(**{**options, **stranger})
+    electron = ct.electron(lambda x: x, executor=executor)
+    dispatch_id = ct.dispatch(ct.lattice(lambda: [electron(x) for x in range(5)]))()
+    deadline = time.monotonic() + 60
+    while "refuses the login" not in str(ct.get_result(dispatch_id).get_node_result(0)["error"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ct.get_result(dispatch_id).status == "RUNNING"
+    # It is tried once, however many ask.
+    assert sshd.logged(r"^Connection from .*") == looks + 1
+    ct.cancel(dispatch_id, wait=True, timeout=60)
+    assert ct.get_result(dispatch_id).status == "CANCELLED"
 
 
 def other_python() -> str | None:
