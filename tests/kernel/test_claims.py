@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import threading
 
 import pytest
 from tests.kernel.fakes import FAST, Backend, failure, fake, handle_of, lost_answer
 from tests.kernel.graphs import chain, graph_of
 
 from chelate.api import hookimpl
-from chelate.contracts.executor import Accepted, Capabilities, JobHandle, JobState, Rejected
+from chelate.contracts.executor import (
+    Accepted,
+    Capabilities,
+    JobHandle,
+    JobState,
+    Outcome,
+    Rejected,
+)
 from chelate.errors import ConfigError
 from chelate.model import NodeStatus, Reason, Retry, Status
 
@@ -119,6 +128,40 @@ def test_a_second_request_that_is_refused_says_nothing_of_the_first(bench):
     kernel.until(lambda: kernel.node(dispatch_id).status is S.RUNNING)
     backend.end()
     assert kernel.wait(dispatch_id).status is Status.COMPLETED
+
+
+def test_a_late_answer_to_a_look_up_does_not_bring_back_what_has_ended(bench):
+    backend = Backend(finish=never)
+    polled: list[str] = []
+    asked, answer = threading.Event(), threading.Event()
+
+    async def find(self, keys):
+        asked.set()
+        while not answer.is_set():
+            await asyncio.sleep(0.01)
+        return {key: [JobHandle(key, "fake", "1", {}, (key,))] for key in keys}
+
+    async def poll(self, handles):
+        polled.extend(handle.key for handle in handles)
+        return await fake(backend).poll(self, handles)
+
+    executor, _ = claiming(backend, run=lost_answer(backend), poll=poll)
+    executor.find = find
+    executor.capabilities = Capabilities(find=True, idempotent=True, claims=True)
+    executor.limits = dataclasses.replace(executor.limits, call_timeout=60.0)
+    kernel = bench(executor)
+    dispatch_id = kernel.dispatch(graph_of([[]]))
+    assert asked.wait(30.0)
+    kernel.gateway.cancel(dispatch_id, None)
+    assert kernel.wait(dispatch_id).status is Status.CANCELLED
+    key = kernel.node(dispatch_id).key
+    kernel.until(lambda: key in backend.released)
+    before = polled.count(key)
+    answer.set()
+    backend.finish = lambda key, node: Outcome(key, True, b"1")
+    executor.run = fake(backend).run
+    assert kernel.wait(kernel.dispatch(graph_of([[]]))).status is Status.COMPLETED
+    assert polled.count(key) == before
 
 
 # -- strays ---------------------------------------------------------------------------------------

@@ -35,10 +35,11 @@ def tell(report: LaneReport, key: str, kind: Callable[..., ev.Event], *values: A
 
 
 class Flights:
-    """Accepted jobs by name."""
+    """Accepted jobs by name; ``known`` is told the tasks of each."""
 
-    def __init__(self, calls: LaneCalls) -> None:
+    def __init__(self, calls: LaneCalls, known: Callable[[Sequence[str]], None]) -> None:
         self._calls = calls
+        self._known = known
         self._flights: dict[str, Flight] = {}
         self._ended: dict[str, JobHandle] = {}
         self._releases: list[str] = []
@@ -66,6 +67,7 @@ class Flights:
             if not self._untold:
                 asyncio.get_running_loop().call_later(_LASTS, self._tell_handles)
             self._untold[handle.key] = untold
+        self._known(keys or handle.tasks or (handle.key,))
         name = name_of(handle, self._flights, self._ended)
         flight = self._flights.get(name)
         if len(handle.tasks) > 1 or name != handle.key or handle.key in self._carriers:

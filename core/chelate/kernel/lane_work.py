@@ -57,7 +57,7 @@ class LaneWork:
     ) -> None:
         self.name = name
         self._calls = LaneCalls(name, executor, report, world)
-        self._flights = Flights(self._calls)
+        self._flights = Flights(self._calls, self._found)
         self._departures = Departures(executor.limits, executor.capabilities)
         self._told: LaneReport | None = None
         self._asked: set[str] = set()  # tasks that run() was given
@@ -107,6 +107,10 @@ class LaneWork:
                 self._lookups.setdefault(key, 0.0)
         self._calls.wake()
 
+    def _found(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._lookups.pop(key, None)
+
     def _sending(self, key: str) -> bool:
         """Whether run() is about to answer for this task."""
         return key in self._departures.keys or key in self._asked
@@ -127,6 +131,7 @@ class LaneWork:
 
     def let_go(self, keys: Sequence[str]) -> None:
         """Jobs whose outcome is stored."""
+        self._found(keys)
         self._stops.drop(keys)
         self._flights.let_go(keys)
         self._calls.wake()
@@ -310,6 +315,8 @@ class LaneWork:
             raise PluginContractError(f"find() returned {found!r:.200}, not a mapping.")
         now = self._calls.now()
         for key in keys:
+            if key not in self._lookups:
+                continue  # it was found on another way, and may be over by now
             handles = list(found.get(key) or ())
             if handles:
                 document = checked_handle(handles[0], key)
