@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -172,7 +172,8 @@ class _Story:
         if graph.nodes[int(node)].kind == Kind.SUBLATTICE:
             bundle = Bundle(self.graph(rng, row[0] + 1))
             return Outcome(key, True, bundle.to_bytes(), graph=True)
-        return Outcome(key, True, b"value of " + key.encode())
+        value = b"value of " + key.encode()
+        return Outcome(key, True, value, fingerprint=f"test:{key}")
 
     def _span(self, model: Capabilities, key: str) -> float:
         """How long a body runs; some never end unless they are stopped."""
@@ -241,10 +242,10 @@ class _Story:
         attempt()
 
     def dispatch(self, number: int) -> None:
-        rng = self.universe.random
-        dispatch_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        universe, rng = self.universe, self.universe.random
+        dispatch_id = self._new_id()
         graph = self.graph(rng)
-        self.universe.log(
+        universe.log(
             f"dispatch {dispatch_id}: "
             + "; ".join(
                 f"{n.id}{'*' if n.kind == Kind.SUBLATTICE else ''}"
@@ -253,23 +254,61 @@ class _Story:
             )
         )
 
-        def call(process: Process) -> None:
-            process.gateway.accept(Bundle(graph), dispatch_id=dispatch_id)
-
-        self.ask(
-            f"dispatch {dispatch_id}",
-            call,
-            lambda: self.examiner.dispatched.append(dispatch_id),
-        )
+        self.accept(dispatch_id, graph)
+        self._maybe_again(dispatch_id, graph)
         for _ in range(rng.choice((0, 0, 1, 1, 2))):
             whole = rng.random() < 0.5
             some = rng.sample(range(len(graph.nodes)), rng.randint(1, 2))
             if whole:
                 self.doomed.add(dispatch_id)
-            self.universe.at(
+            universe.at(
                 rng.choice((rng.uniform(0.0, 5.0), rng.uniform(0.0, 80.0))),
                 lambda targets=None if whole else some: self.cancel(dispatch_id, targets),
             )
+
+    def _new_id(self) -> str:
+        return str(uuid.UUID(int=self.universe.random.getrandbits(128), version=4))
+
+    def accept(
+        self, dispatch_id: str, graph: Graph, options: Any = None, parent: str | None = None
+    ) -> None:
+        def call(process: Process) -> None:
+            process.gateway.accept(
+                Bundle(graph),
+                dispatch_id=dispatch_id,
+                options=options,
+                redispatched_from=parent,
+            )
+
+        self.ask(
+            f"dispatch {dispatch_id} {options or ''}",
+            call,
+            lambda: self.examiner.dispatched.append(dispatch_id),
+        )
+
+    def _maybe_again(self, parent: str, graph: Graph) -> None:
+        universe, rng = self.universe, self.universe.random
+        if rng.random() < 0.25:
+            after = rng.choice((rng.uniform(0.0, 20.0), rng.uniform(10.0, 100.0)))
+            universe.at(after, lambda: self.redispatch(parent, graph))
+
+    def redispatch(self, parent: str, graph: Graph) -> None:
+        """Once more, with what has not changed taken over; whether the first has ended or not."""
+        if parent not in self.examiner.dispatched:
+            self.universe.at(2.0, lambda: self.redispatch(parent, graph))
+            return
+        rng = self.universe.random
+        renewed = rng.sample(graph.nodes, rng.choice((0, 1, 1)))  # these run again in any case
+        policies = list(graph.policies)
+        nodes = list(graph.nodes)
+        for node in renewed:
+            nodes[node.id] = replace(node, policy=len(policies))
+            policies.append(replace(policies[node.policy], reuse=False))
+        again = Graph(graph.name, nodes, policies=policies, result=graph.result)
+        self.examiner.counts["redispatches"] += 1
+        dispatch_id = self._new_id()
+        self.accept(dispatch_id, again, {"reuse_from": parent}, parent)
+        self._maybe_again(dispatch_id, again)
 
     def cancel(self, dispatch_id: str, targets: list[int] | None) -> None:
         if dispatch_id not in self.examiner.dispatched:

@@ -209,7 +209,9 @@ class Examiner:
             counted = [entry for entry in row.attempts if entry.get("counted", True)]
             if len(counted) > retry.times + retry.infrastructure:
                 blame(f"I16 {dispatch_id}:{node.id} was tried too often: {row.attempts}")
-            if row.status is NodeStatus.COMPLETED and row.child_id is None:
+            if row.reused_from is not None:
+                self._reused(store, row, [rows[parent].output for parent in node.parents()])
+            elif row.status is NodeStatus.COMPLETED and row.child_id is None:
                 self._output(store, row)
         self._events(dispatch_id, record.status, rows)
 
@@ -221,6 +223,21 @@ class Examiner:
             return
         if data != b"value of " + row.key.encode() or digest_bytes(data) != row.output.digest:
             self.universe.blame(f"I7 {row.key} has the result {data!r}")
+
+    def _reused(self, store: Any, row: Any, inputs: list[Any]) -> None:
+        """What was taken over is what an equal task with equal inputs gave."""
+        self.counts["reused"] += 1
+        dispatch_id, node = row.reused_from
+        rows = {other.node_id: other for other in store.nodes(dispatch_id)}
+        origin = rows[node]
+        if origin.status is not NodeStatus.COMPLETED or origin.output != row.output:
+            self.universe.blame(f"I17 {row} is none of {origin}")
+        graph = Graph.from_json(store.read(store.dispatch(dispatch_id).graph))
+        given = [rows[parent].output for parent in graph.nodes[node].parents()]
+        if [value.digest for value in given] != [value.digest for value in inputs]:
+            self.universe.blame(f"I17 {row} was taken over from {origin} with other inputs")
+        if row.key is not None:
+            self.universe.blame(f"I17 {row.key} was sent and its output taken over")
 
     def _events(self, dispatch_id: str, status: Status, rows: dict[int, Any]) -> None:
         folded: dict[int | None, str] = {}

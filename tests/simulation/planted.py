@@ -13,11 +13,13 @@ import pytest
 from tests.simulation.cluster import MODELS
 from tests.simulation.processes import Faults
 
-from chelate.contracts.executor import JobHandle, JobState, Observation
+from chelate import diff
+from chelate.contracts.executor import JobHandle
 from chelate.contracts.store import Commit
+from chelate.digest import digest_bytes
 from chelate.errors import StoreUnavailableError
 from chelate.kernel import events as ev
-from chelate.kernel import machine, moves
+from chelate.kernel import machine, moves, reuse
 from chelate.kernel.engine import Engine
 from chelate.kernel.intake import Intake
 from chelate.kernel.lane_carriers import Carriers
@@ -27,7 +29,7 @@ from chelate.kernel.lane_table import Orders
 from chelate.kernel.lane_work import LaneWork
 from chelate.kernel.machine import Machine
 from chelate.kernel.turn import Turn
-from chelate.model import NodeStatus, Reason
+from chelate.model import NodeStatus, Reason, ValueRef
 from chelate.store.sql import SQLStore
 from chelate.store.statements import Statements
 
@@ -251,21 +253,6 @@ def _claims_of_packs_that_ran_untaken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Flights, "_lost", lost)
 
 
-def _killed_pack_uncollected(patch: pytest.MonkeyPatch) -> None:
-    honest = Flights._digest
-
-    async def digest(self: Flights, flights: Any, report: Any) -> None:
-        seen = {
-            key: dataclasses.replace(what, ended=frozenset())
-            if isinstance(what, Observation) and what.state is JobState.KILLED
-            else what
-            for key, what in report.seen.items()
-        }
-        await honest(self, flights, dataclasses.replace(report, seen=seen))
-
-    patch.setattr(Flights, "_digest", digest)
-
-
 def _tasks_stay_with_their_first_job(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Carriers, "leave", lambda self, key: None)
 
@@ -299,6 +286,31 @@ def _cancels_at_a_stop(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LaneWork, "begin_close", begin_close)
 
 
+def _inputs_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    honest = reuse.execution_keys
+
+    def keys(node: Any, tables: Any, output: Any) -> Any:
+        return honest(dataclasses.replace(node, args=[], kwargs={}), tables, output)
+
+    patch.setattr(reuse, "execution_keys", keys)
+    patch.setattr(diff, "execution_keys", keys)
+
+
+def _running_tasks_taken_over(patch: pytest.MonkeyPatch) -> None:
+    honest = reuse.Reuse.look
+
+    def look(self: Any, node_id: int, output: Any) -> Any:
+        decided = honest(self, node_id, output)
+        candidate = self.index.records.get(node_id)
+        if decided.origin is None and candidate is not None and candidate.key is not None:
+            value = ValueRef(digest_bytes(b""), 0, "test:")
+            origin = (self.index.dispatch_id, node_id)
+            return dataclasses.replace(decided, origin=origin, output=value)
+        return decided
+
+    patch.setattr(reuse.Reuse, "look", look)
+
+
 PLANTED = {
     "no intent before the call": Planted(_no_intent, ("lookup",)),
     "sent again at once after an unknown outcome": Planted(_resend_at_once, ("lookup",)),
@@ -330,6 +342,8 @@ PLANTED = {
     "a new key for a resend": Planted(_new_key_for_a_resend, ("claims-only",)),
     "resends count as unsent": Planted(_resends_count_as_unsent, ("claims-only",)),
     "the commit ignores cancels": Planted(_commit_ignores_cancels, ("token",)),
+    "inputs do not count for reuse": Planted(_inputs_do_not_count, ("token",), _CRASHES),
+    "running tasks are taken over": Planted(_running_tasks_taken_over, ("token",), _CRASHES),
     "a cancel of one task ends its pack": Planted(_cancel_takes_the_pack, ("packs",)),
     "only the first task of a pack is adopted": Planted(
         _first_of_a_pack_adopted, ("packs",), _CRASHES
@@ -337,7 +351,6 @@ PLANTED = {
     "no claims are taken of a pack that ran": Planted(
         _claims_of_packs_that_ran_untaken, ("packs",)
     ),
-    "a killed pack is not collected": Planted(_killed_pack_uncollected, ("packs", "packs-lookup")),
     "a task stays with its first job": Planted(_tasks_stay_with_their_first_job, ("packs",)),
     "a kernel that stops ends its tasks": Planted(_ends_at_a_stop, ("token",), _CRASHES),
     "a kernel that stops cancels its jobs": Planted(_cancels_at_a_stop, ("token",), _CRASHES),
