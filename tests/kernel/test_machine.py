@@ -183,9 +183,10 @@ def test_the_death_of_the_kernel_costs_no_retry():
         assert status(machine) is S.READY
 
 
-def test_what_cannot_succeed_is_not_tried_again():
+@pytest.mark.parametrize("reason", [Reason.UNPICKLABLE, Reason.ENV_MISSING, Reason.PRERUN])
+def test_what_cannot_succeed_is_not_tried_again(reason):
     machine = started(graph_of([[]], retry=Retry(times=5, delay=0.0)))
-    assert fail_until_over(machine, Reason.UNPICKLABLE) == 1
+    assert fail_until_over(machine, reason) == 1
 
 
 def test_a_lost_submission_without_lookup_costs_the_infrastructure_budget():

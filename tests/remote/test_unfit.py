@@ -95,6 +95,43 @@ def test_a_wrong_python_behind_a_prerun_is_named_by_the_worker(make_host, tmp_pa
     assert not (tmp_path / "ledger").exists()
 
 
+NO_PYTHONS = {
+    "true": "/bin/true",
+    "folder": "/",
+    "rubbish": "#!/bin/sh\nyes rubbish | head -c 1000000\nexit 3\n",
+    "parrot": '#!/bin/sh\nprintf "%s\\036[]\\n" "$*"\n',
+}
+
+
+@pytest.mark.parametrize("what", NO_PYTHONS)
+def test_what_is_no_python_is_refused_at_once(make_host, tmp_path, what):
+    path = NO_PYTHONS[what]
+    if path.startswith("#!"):
+        script = tmp_path / what
+        script.write_text(path)
+        script.chmod(0o755)
+        path = str(script)
+    host = make_host(environment=Environment(python=path))
+    answer = refused(host)
+    assert answer.reason is Reason.ENV_MISSING
+    assert f"python={path}" in answer.message
+    assert "no Python interpreter (exit status" in answer.message
+    assert "put" not in host.transport.verbs
+
+
+def test_what_is_no_python_behind_a_prerun_is_not_the_preruns_fault(make_host, tmp_path):
+    async def outcome(python):
+        host = make_host(python[-4:], environment=Environment(python=python, prerun=":"))
+        return (await host.run(host.maker.job(ledger, str(tmp_path / "ledger"))))[0]
+
+    async def main():
+        return await asyncio.gather(*map(outcome, ("/bin/true", "/usr/bin/env")))
+
+    for found in asyncio.run(main()):
+        assert found.reason is Reason.ENV_MISSING
+        assert "no Python interpreter" in found.error
+
+
 def only(monkeypatch, *candidates: str) -> None:
     monkeypatch.setattr(Environment, "candidates", property(lambda self: candidates))
 

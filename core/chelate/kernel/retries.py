@@ -13,6 +13,7 @@ _NEVER_RETRIED = frozenset(
         Reason.UNSCHEDULABLE,
         Reason.ENV_MISMATCH,
         Reason.ENV_MISSING,
+        Reason.PRERUN,
         Reason.PLUGIN,
         Reason.UNPICKLABLE,
         Reason.DEPTH,

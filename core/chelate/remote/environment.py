@@ -57,8 +57,10 @@ _TAIL = """\
 mode=$1
 shift
 if [ "$mode" = run ] && [ -n "$prerun" ]; then
+  trap 'fail 83 "The prerun ended with exit status $?."' EXIT # it may say exit, or set -e
   eval "$prerun"
   status=$?
+  trap - EXIT
   [ $status -eq 0 ] || fail 83 "The prerun ended with exit status $status."
 fi
 if [ "$mode" = post ]; then

@@ -31,6 +31,7 @@ from chelate.remote.wire import frames_of
 __all__ = ["HostRefusalError", "JobHost"]
 
 CLEANUPS = ("on_success", "always", "never")
+SAYS_WHY = (-1, 81, 82, 84)  # exit statuses of the job script that come with a sentence
 _ERRORS = {"DISK_FULL": Reason.DISK_FULL, "QUOTA": Reason.QUOTA, "SPEC": Reason.INVALID_SPEC}
 
 
@@ -142,11 +143,14 @@ class JobHost:
         # What prerun changes can only be seen when a task starts.
         sure = not self.environment.prerun
         if sure and "python" not in env:
+            why = " ".join(env["stderr"].split())
+            if env["status"] not in SAYS_WHY:
+                status = f"exit status {env['status']}"
+                why = f"what is started there is no Python interpreter ({status}). {why}"
             raise HostRefusalError(
                 Reason.ENV_MISSING,
                 f"The environment of tasks ({self.environment.describes}) on "
-                f"{self.transport.host} cannot be used: "
-                f"{env['stderr'].strip() or 'its interpreter gave no answer.'}",
+                f"{self.transport.host} cannot be used: {why}".strip(),
             )
         self._report = HostReport(
             root=answer["root"],

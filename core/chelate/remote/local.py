@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Sequence
+from typing import Any, TypeVar
 
 from chelate.api import ExecutorError, TransientError
 from chelate.remote.transport import Completed, Transport, UnreachableError
@@ -15,6 +15,7 @@ __all__ = ["LocalTransport"]
 
 _CHUNK = 256 * 1024
 _AT_ONCE = 8
+T = TypeVar("T")
 
 
 class LocalTransport(Transport):
@@ -34,12 +35,19 @@ class LocalTransport(Transport):
 
     async def _start(self, argv: Sequence[str]) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
-        try:
-            return await asyncio.create_subprocess_exec(
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
                 *argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, limit=_CHUNK
             )
+        )
+        try:
+            return await _to_the_end(starting)
         except (OSError, ValueError) as error:
             raise UnreachableError(f"{argv[0]} cannot be started here: {error}.") from error
+        except asyncio.CancelledError:
+            if starting.exception() is None:
+                await _end(starting.result())
+            raise
 
     async def run(
         self,
@@ -101,8 +109,21 @@ async def _feed(process: asyncio.subprocess.Process, stdin: bytes | AsyncIterabl
                 writer.write(piece)
                 await writer.drain()
         writer.close()
-        await writer.wait_closed()
     return b""
+
+
+async def _to_the_end(work: Awaitable[T]) -> T:
+    """Its result; a cancel of the caller waits for it, since half of it would leave things open."""
+    future = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return future.result()
 
 
 async def _end(process: asyncio.subprocess.Process, *parts: asyncio.Future[Any]) -> None:
@@ -111,9 +132,21 @@ async def _end(process: asyncio.subprocess.Process, *parts: asyncio.Future[Any])
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
-    await asyncio.gather(*parts, return_exceptions=True)
-    # Else the pipes are closed by the collector, which warns.
-    transport = getattr(process, "_transport", None)
+    await _to_the_end(_gone(process, parts))
+
+
+async def _gone(process: asyncio.subprocess.Process, parts: Sequence[asyncio.Future[Any]]) -> None:
+    await asyncio.gather(*parts, return_exceptions=True)  # the caller has them, or no use for them
+    assert process.stdin is not None
+    writer = process.stdin.transport
+    if not writer.is_closing() or writer.get_write_buffer_size():
+        writer.abort()
+    # A child of the command may hold the pipes open, and the collector warns of what is open here.
+    transport: Any = getattr(process, "_transport", None)
+    for number in () if transport is None else (1, 2):
+        transport.get_pipe_transport(number).close()
+    await process.wait()
+    with contextlib.suppress(OSError):
+        await process.stdin.wait_closed()
     if transport is not None:
         transport.close()

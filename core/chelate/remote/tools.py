@@ -94,13 +94,13 @@ status=96
 for python in "$@"; do
   case $python in "~/"*) python=$HOME/${python#??} ;; esac
   python=$(command -v "$python" 2>/dev/null) || continue
+  # The shim of a version manager may have no such version, and a wrong name is any program.
+  said=$("$python" -ES -c 'print("che" + "late")' 2>/dev/null </dev/null | head -c 4096)
+  case $said in *chelate*) ;; *) continue ;; esac
   "$python" -ES -c "$begin" "$root" "$digest" "$size"
   code=$?
-  case $code in
-    97) status=97 ;;
-    126 | 127) ;; # the shim of a version manager that has no such version
-    *) exit $code ;;
-  esac
+  [ $code -eq 97 ] || exit $code
+  status=97
 done
 exit $status
 """

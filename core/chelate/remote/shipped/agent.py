@@ -160,7 +160,10 @@ def _environment(script: "list[str]") -> "dict[str, Any]":
     answer = {"status": status, "stderr": err.decode("utf-8", "replace")[-4000:]}
     _, mark, text = out.decode("utf-8", "replace").rpartition("\x1e")
     if status == 0 and mark:
-        answer.update(json.loads(text.splitlines()[0]))
+        try:
+            answer.update(json.loads(text.splitlines()[0]))
+        except (IndexError, TypeError, ValueError):
+            pass  # some other program's output
     return answer
 
 

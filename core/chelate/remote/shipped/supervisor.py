@@ -23,6 +23,7 @@ POSTRUN = 300.0  # seconds that postrun may take
 TAIL = 16 * 1024
 # What the exit statuses of the job script mean.
 SCRIPT = {78: "ENV_MISMATCH", 81: "ENV_MISSING", 82: "ENV_MISSING", 83: "PRERUN", 84: "ENV_MISSING"}
+NO_PYTHON = (0, 125, 126, 127)  # it cannot be started, or does not do what an interpreter does
 
 
 class Supervisor:
@@ -308,16 +309,15 @@ class Supervisor:
 
     def never_began(self) -> "tuple[str, str]":
         status = self.status or 0
-        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
-        said = self.tail("script.err")
-        reason = SCRIPT.get(code)
-        if reason is None:
-            reason = "PRERUN" if self.spec["prerun"] else "LAUNCH_FAIL"
-        what = {
-            "PRERUN": "The prerun failed before the task could start.",
-            "LAUNCH_FAIL": "The task's process ended before the task could start.",
-        }.get(reason, "The environment of the task cannot be used.")
-        return reason, "{}\n{}".format(what, said).strip()
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+        reason, what = SCRIPT.get(code), "The environment of the task cannot be used."
+        if code in NO_PYTHON:
+            reason, what = "ENV_MISSING", "What is started for the task is no Python interpreter."
+        elif reason is None:
+            reason, what = "LAUNCH_FAIL", "The task's process ended before the task could start."
+        elif reason == "PRERUN":
+            what = "The prerun failed before the task could start."
+        return reason, "{}\n{}".format(what, self.tail("script.err")).strip()
 
     def tail(self, name: str) -> str:
         try:
