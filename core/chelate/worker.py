@@ -25,6 +25,7 @@ import sys
 if __name__ == "__main__" and sys.path[:1] == [__file__.rpartition("/")[0]]:
     del sys.path[0]
 
+import errno
 import functools
 import hashlib
 import json
@@ -115,19 +116,19 @@ class _Sink:
                     self.file.write(b"".join(self.parts))
                     self.parts = []
         except OSError as error:
-            raise _Failure(
-                "DISK_FULL", f"The result could not be written to {self.spool}: {error}."
-            ) from error
+            raise self._no_room(error) from error
         return size
+
+    def _no_room(self, error: OSError) -> _Failure:
+        reason = "QUOTA" if error.errno in (errno.EDQUOT, errno.EFBIG) else "DISK_FULL"
+        return _Failure(reason, f"The result could not be written to {self.spool}: {error}.")
 
     def close(self) -> bytes:
         try:
             if self.file is not None:
                 self.file.close()
         except OSError as error:
-            raise _Failure(
-                "DISK_FULL", f"The result could not be written to {self.spool}: {error}."
-            ) from error
+            raise self._no_room(error) from error
         return b"".join(self.parts)
 
     def discard(self) -> None:

@@ -588,6 +588,30 @@ def test_deferred_jobs_come_again_later(bench):
     assert kernel.node(record.dispatch_id).attempt == 1
 
 
+@pytest.mark.parametrize("how", ["deferred", "raised"])
+def test_a_task_that_is_put_off_says_why(bench, how):
+    backend = Backend()
+    away = [True]
+
+    async def run(self, jobs):
+        if away[0] and how == "raised":
+            raise TransientError("VPN is down", retry_after=0.05)
+        for job in jobs:
+            if away[0]:
+                yield Deferred(job.key, "VPN is down", 0.05)
+            else:
+                yield Accepted(job.key, backend.start(job))
+
+    kernel = bench(fake(backend, run=run))
+    dispatch_id = kernel.dispatch(graph_of([[]]))
+    kernel.until(lambda: kernel.node(dispatch_id).error == "VPN is down")
+    seen = {kernel.node(dispatch_id).error for _ in range(200)}
+    assert seen == {"VPN is down"}, "it must not come and go"
+    away[0] = False
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    assert kernel.node(dispatch_id).error is None
+
+
 def test_a_policy_refuses_a_batch(bench):
     class Policy:
         @hookimpl

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -183,15 +184,52 @@ def test_logs_are_read_by_offset(host: Host):
     assert len(outcome.stdout) < 1_200_000
 
 
-def test_a_full_disk_is_told(make_host):
+def test_a_result_beyond_the_quota_is_told(make_host):
     host = make_host(environment=Environment(python=sys.executable, prerun="ulimit -f 100"))
 
     async def main():
         return await host.run(host.maker.job(os.urandom, 500_000))
 
     (outcome,) = asyncio.run(main())
+    assert outcome.reason is Reason.QUOTA
+    assert "could not be written" in outcome.error
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that takes 3 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3000k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_told(small_disk, tmp_path):
+    host = Host(tmp_path, small_disk / "root")
+
+    async def main():
+        (outcome,) = await host.run(host.maker.job(os.urandom, 8_000_000))
+        (answer,) = await host.start(host.maker.job(len, os.urandom(8_000_000)))
+        (again,) = await host.run(host.maker.job(add, 1, 2))
+        return outcome, answer, again
+
+    outcome, answer, again = asyncio.run(main())
     assert outcome.reason is Reason.DISK_FULL
     assert "could not be written" in outcome.error
+    assert answer.reason is Reason.DISK_FULL
+    assert "make room" in answer.message
+    assert value(again) == 3  # nothing of what did not fit is left
+
+
+def test_a_disk_without_room_for_the_tools_is_told(small_disk, tmp_path):
+    (small_disk / "other").write_bytes(bytes(2_950_000))
+    host = Host(tmp_path, small_disk / "root")
+    (answer,) = asyncio.run(host.start(host.maker.job(add, 1, 2)))
+    assert answer.reason is Reason.DISK_FULL
+    assert "No space left" in answer.message
 
 
 class Cramped(LocalTransport):

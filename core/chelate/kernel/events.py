@@ -151,7 +151,7 @@ class Forbidden:
 @dataclass(slots=True)
 class Stuck:
     """Nothing comes of it at present, and why: it was asked ``tries`` times to stop, or its
-    executor cannot be used. Without a message: that is over."""
+    executor cannot be used or has put it off. Without a message: that is over."""
 
     node: int
     attempt: int

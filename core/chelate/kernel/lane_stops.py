@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chelate.contracts.executor import JobHandle
+from chelate.errors import TransientError
 from chelate.kernel import events as ev
 from chelate.kernel.lane_calls import LaneCalls
 from chelate.kernel.lane_flights import Flights, tell
@@ -166,7 +167,8 @@ class Stops:
 
     def _failed(self, keys: Sequence[str], error: Exception) -> None:
         text = sentence(error)
-        self._calls.complain(f"a cancel failed: {text}", error)
+        told = None if isinstance(error, TransientError) else error  # it says all there is to say
+        self._calls.complain(f"a cancel failed: {text}", told)
         self._calls.trouble(text)
         self._failures.update(dict.fromkeys(keys, f"the last answer was: {text.rstrip('.')}"))
 

@@ -186,6 +186,7 @@ class LaneWork:
         except TransientError as error:
             held = LaneReport(self.name)
             for job in unanswered.values():
+                _tell_all(self._answers(), job, ev.Stuck, sentence(error))
                 _tell_all(held, job, ev.Deferred, sentence(error))
             unanswered.clear()
             calls.trouble(sentence(error))
@@ -234,6 +235,7 @@ class LaneWork:
                     self._refused_again(report, task.key, *reason)
         elif isinstance(outcome, Deferred):
             held = LaneReport(self.name)
+            _tell_all(report, job, ev.Stuck, str(outcome.message))  # people see what it waits for
             _tell_all(held, job, ev.Deferred, str(outcome.message))
             self._calls.later(held, outcome.delay or FIRST_WAIT)
         elif isinstance(outcome, Unknown):

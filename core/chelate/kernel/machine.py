@@ -216,7 +216,7 @@ class Machine(Moves):
     def _on_started(self, record: NodeRecord, event: ev.Started) -> None:
         if record.status is S.RUNNING:
             return
-        record.started_at = event.at
+        record.started_at, record.error = event.at, None
         timeout = self.policy(record.node_id).timeout
         if timeout is not None:
             record.due = self._now + timeout
@@ -279,7 +279,7 @@ class Machine(Moves):
         self._offer(record.node_id)
 
     def _on_built(self, record: NodeRecord, event: ev.Built) -> None:
-        record.child_id = event.child_id
+        record.child_id, record.error = event.child_id, None
         record.started_at = event.started_at or record.started_at
         record.stdout, record.stderr = event.stdout, event.stderr
         if record.status is S.CANCELLING and record.cancel_requested:

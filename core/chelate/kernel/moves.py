@@ -91,7 +91,9 @@ class Moves(Ledger):
         record.ended_at = None
         record.due = None
         self._resumed.discard(record.node_id)
-        record.reason = record.error = record.exception = None
+        if record.reason is not None or again:
+            record.error = None  # of an earlier attempt; why this one waited is still of interest
+        record.reason = record.exception = None
         record.stdout = record.stderr = record.usage = None
         (self._resent.add if again else self._resent.discard)(record.node_id)
         self._unsent.add(record.node_id)

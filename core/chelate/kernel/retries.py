@@ -14,6 +14,7 @@ _NEVER_RETRIED = frozenset(
         Reason.ENV_MISMATCH,
         Reason.ENV_MISSING,
         Reason.PRERUN,
+        Reason.QUOTA,
         Reason.PLUGIN,
         Reason.UNPICKLABLE,
         Reason.DEPTH,

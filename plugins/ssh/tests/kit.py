@@ -23,6 +23,7 @@ __all__ = [
     "installed",
     "marked",
     "run_agent",
+    "serving",
     "target_of",
     "with_transport",
 ]
@@ -127,6 +128,21 @@ def marked(text: str) -> list[int]:
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and text.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def serving(root: Path) -> list[int]:
+    """Supervisors and agents of a root folder."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if (
+                folder.name.isdigit()
+                and f"{root}/tools/".encode() in (folder / "cmdline").read_bytes()
+            ):
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -23,7 +23,7 @@ import chelate as ct
 from chelate_ssh import SSHExecutor
 
 from .flows import expected
-from .kit import Program, marked
+from .kit import Program, marked, serving
 
 large = pytest.mark.large
 
@@ -142,6 +142,7 @@ def killed(server: Sshd, folder: Path, kills: int, width: int, seed: int) -> Non
     assert output.split() == ["COMPLETED", str(expected(width))]
     ran_once(ledger, width)
     until(lambda: not marked(f"CHELATE_TASK_KEY={dispatch_id}"), 10)
+    until(lambda: not serving(folder / "root"), 10)
 
 
 def test_a_kernel_that_is_killed_loses_nothing(sshd: Sshd, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -80,10 +79,11 @@ BAD = {
     "unknown key": ({"known_hosts": "/dev/null"}, "INVALID_SPEC", "is not known: ssh-ed25519"),
     "no key": ({"identity_file": "/no/such/key"}, "INVALID_SPEC", "cannot be read"),
     "no python": ({"python": "/no/such/python"}, "ENV_MISSING", "/no/such/python"),
+    "not python": ({"python": "/bin/true"}, "ENV_MISSING", "no Python interpreter"),
     "no venv": ({"venv": "/no/such/venv"}, "ENV_MISSING", "/no/such/venv"),
     "no conda": ({"conda": "no-such-env"}, "ENV_MISSING", "no-such-env"),
-    "prerun": ({"prerun": "echo no licence >&2; exit 3"}, "", "no licence"),
-    "root": ({"root": "/proc/nowhere"}, "", "/proc/nowhere"),
+    "prerun": ({"prerun": "echo no licence >&2; exit 3"}, "PRERUN", "no licence"),
+    "root": ({"root": "/proc/nowhere"}, "INVALID_SPEC", "/proc/nowhere"),
     "no host": ({"host": None}, "", "executors.ssh"),
     "too many processors": ({"slots": 1}, "UNSCHEDULABLE", "cpus=2"),
 }
@@ -170,22 +170,28 @@ def test_several_hosts_share_the_work(
     assert set(result.result) == {str(sshd.port), str(sshd_session.port)}
 
 
-def test_a_host_that_is_away_is_waited_for(sshd: Sshd, tmp_path: Path) -> None:
-    program = Program(tmp_path, sshd.client(python=sys.executable, root=str(tmp_path / "root")))
+@pytest.mark.usefixtures("kernel")
+def test_a_host_that_is_away_is_waited_for_and_the_task_says_so(sshd: Sshd, tmp_path: Path) -> None:
     sshd.kill()
-    with program.start("one") as process:
-        try:
-            with socket.socket() as waiting:
-                waiting.settimeout(60)
-                waiting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                waiting.bind((sshd.address, sshd.port))
-                waiting.listen()
-                waiting.accept()[0].close()  # it has been asked once, in vain
-            sshd.start()
-            output = process.communicate(timeout=60)[0]
-        finally:
-            process.kill()
-    assert output.startswith("COMPLETED|7|")
+    executor = SSHExecutor(**sshd.client(python=sys.executable, root=str(tmp_path / "root")))
+
+    @ct.electron(executor=executor)
+    def task() -> int:
+        return 7
+
+    @ct.lattice
+    def flow() -> int:
+        return task()
+
+    dispatch_id = ct.dispatch(flow)()
+    deadline = time.monotonic() + 60
+    while "refuses connections" not in str(ct.get_result(dispatch_id).get_node_result(0)["error"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    sshd.start()
+    result = ct.get_result(dispatch_id, wait=True, timeout=100)
+    assert result.result == 7
+    assert result.get_node_result(0)["error"] is None
 
 
 def test_no_secret_is_written_anywhere(sshd: Sshd, tmp_path: Path) -> None:

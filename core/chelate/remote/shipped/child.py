@@ -1,6 +1,7 @@
 """Runs the tasks of one job, one after the other, through the worker's Runner."""
 
 import base64
+import errno
 import json
 import mmap
 import os
@@ -145,7 +146,8 @@ class _Child:
                     files.write_whole(target, payload)
             except OSError as error:
                 document["ok"] = False
-                document["reason"] = "DISK_FULL"
+                quota = error.errno in (errno.EDQUOT, errno.EFBIG)
+                document["reason"] = "QUOTA" if quota else "DISK_FULL"
                 document["error"] = "The result could not be written on the host: {}.".format(error)
             else:
                 document["digest"] = header["digest"]
