@@ -338,6 +338,25 @@ def test_a_requeued_job_takes_over_from_its_own_earlier_run(host: Host, tmp_path
     assert len((tmp_path / "ledger").read_text().splitlines()) == 2
 
 
+def test_a_scheduler_that_ends_the_child_first_has_ended_the_job(host: Host, tmp_path):
+    """It signals one process after the other; the job may start again, so nothing is over."""
+
+    async def main():
+        job = host.maker.job(ledger, str(tmp_path / "ledger"), 600.0)
+        (prepared,) = await host.jobs.prepare([job])
+        first = asyncio.create_task(host.transport.inner.run([*prepared.command, "77", "0"]))
+        await asyncio.to_thread(wait_for, tmp_path / "ledger")
+        sight = (await host.jobs.look([job.key]))[job.key]
+        for pid in [*(job_processes(host.root) - {sight.pid}), sight.pid]:
+            os.kill(pid, signal.SIGTERM)
+            await asyncio.sleep(0.2)
+        return await first, (await host.jobs.look([job.key]))[job.key]
+
+    ended, sight = asyncio.run(main())
+    assert ended.exit_status == 128 + signal.SIGTERM
+    assert not sight.done
+
+
 def test_a_pack_loses_one_task_and_keeps_the_others(host: Host, tmp_path):
     async def main():
         tasks = [

@@ -19,6 +19,7 @@ __all__ = ["DUPLICATE", "Supervisor"]
 DUPLICATE = 75
 HEARTBEAT = 10.0  # seconds
 LOOK = 0.5  # seconds between two looks at control files and deadlines
+LATE = 2.0  # seconds by which a scheduler's signal may come after the child has died of it
 POSTRUN = 300.0  # seconds that postrun may take
 TAIL = 16 * 1024
 # What the exit statuses of the job script mean.
@@ -48,8 +49,7 @@ class Supervisor:
         self.spec = {}  # type: dict[str, Any]
         self.key = b""
         self.news = (-1, -1)
-        self.child = None  # type: Any
-        self.usage = None  # type: Any
+        self.child = self.usage = None  # type: Any
         self.status = None  # type: int | None
         self.signalled = 0
         self.why = ""  # why everything stops
@@ -124,9 +124,10 @@ class Supervisor:
                     self.record(index, *self.never_began())
 
     def has_record(self, index: int) -> bool:
-        return (
-            files.read_signed(files.record_path(self.folder, self.run, index), self.key) is not None
-        )
+        return self.read_record(index) is not None
+
+    def read_record(self, index: int) -> "dict[str, Any] | None":
+        return files.read_signed(files.record_path(self.folder, self.run, index), self.key)
 
     def attempt(self, left: "list[int]") -> bool:
         """One life of the child. Whether it came as far as a task."""
@@ -139,8 +140,7 @@ class Supervisor:
                 file.write("The job script cannot be started: {}.\n".format(error))
             self.status = 84 << 8
             return False
-        timed_out = -1
-        dropped = -1
+        timed_out = dropped = -1
         while self.status is None:
             self.wait()
             current, started = self.current()
@@ -153,6 +153,12 @@ class Supervisor:
             if current >= 0 and os.path.exists(self.control("cancel.{}".format(current))):
                 dropped = current
                 break
+        # A scheduler signals one process of its job after the other, the child perhaps first.
+        late = time.monotonic() + (0.0 if self.native == self.id or self.status is None else LATE)
+        while not all(map(self.has_record, left)) and time.monotonic() < late:
+            if self.cancelled():
+                break
+            self.wait()
         self.stop()
         current, _ = self.current()
         oom = processes.oom_kills() > before
@@ -197,8 +203,7 @@ class Supervisor:
                 )
         finally:
             os.umask(0o077)
-        self.status = None
-        self.usage = None
+        self.status = self.usage = None
 
     def home(self) -> str:
         """The folder that the job script starts in."""
@@ -374,10 +379,7 @@ class Supervisor:
         spec = self.spec
         if not spec["postrun"]:
             return
-        records = [
-            files.read_signed(files.record_path(self.folder, self.run, index), self.key)
-            for index in range(len(spec["tasks"]))
-        ]
+        records = [self.read_record(index) for index in range(len(spec["tasks"]))]
         status = 0 if all(record and record["ok"] for record in records) else 1
         environment = dict(os.environ, CHELATE_EXIT_STATUS=str(status))
         environment.update(spec["variables"])
