@@ -342,6 +342,27 @@ def test_one_job_that_cannot_be_cancelled_keeps_no_other_alive(bench):
     assert kernel.wait(dispatch_id).status is Status.CANCELLED
 
 
+def test_a_cancel_that_nobody_answers_is_not_repeated_job_by_job(bench):
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    honest = executor.cancel
+    asked: list[int] = []
+
+    async def cancel(self, handles, *, force):
+        asked.append(len(handles))
+        if len(asked) < 3:
+            raise TransientError("The controller does not answer.")
+        await honest(self, handles, force=force)
+
+    executor.cancel = cancel
+    kernel = bench(executor)
+    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 3)
+    kernel.gateway.cancel(dispatch_id, None)
+    assert kernel.wait(dispatch_id).status is Status.CANCELLED
+    assert asked[:3] == [3, 3, 3]
+
+
 def test_cancel_of_some_tasks_waits_for_them(bench):
     backend = Backend(finish=never)
     kernel = bench(fake(backend))

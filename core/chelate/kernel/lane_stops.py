@@ -185,7 +185,10 @@ class Stops:
             self._failed(keys, error)
 
     async def _cancel(self, handles: list[JobHandle], *, force: bool) -> None:
-        """Ask once; after a failure one by one, so that one bad job keeps no other alive."""
+        """Ask once; after a failure one by one, so that one bad job keeps no other alive.
+
+        Where nobody answered, single requests would get no answer either.
+        """
         calls = self._calls
         if not handles:
             return
@@ -195,6 +198,6 @@ class Stops:
             self._failed(
                 [key for handle in handles for key in handle.tasks or (handle.key,)], error
             )
-            if len(handles) > 1 and not isinstance(error, TimeoutError):
+            if len(handles) > 1 and not isinstance(error, (TimeoutError, TransientError)):
                 for handle in handles:
                     await self._cancel([handle], force=force)

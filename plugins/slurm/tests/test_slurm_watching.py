@@ -217,6 +217,19 @@ def test_accounting_is_asked_once_and_only_for_what_has_vanished():
     assert scene.controller.asked == ["squeue", "squeue", "sacct"]
 
 
+def test_a_pending_element_that_was_cancelled_leaves_no_trace_in_the_queue():
+    scene = Scene(accounting=True)
+    scene.sight(cancelled=True, forbidden=True)
+    scene.row("PENDING")
+    assert scene.seen().state is JobState.QUEUED
+    del scene.controller.rows["5"]
+    seen = scene.seen()
+    assert (seen.state, seen.reason) == (JobState.KILLED, Reason.CANCELLED_BY_USER)
+    assert "sacct" not in scene.controller.asked
+    scene.controller.broken = {"squeue"}
+    assert not scene.poll().seen  # an answer that does not come shows nothing
+
+
 def test_accounting_that_is_down_leaves_the_records_to_decide():
     scene = Scene(accounting=True)
     scene.controller.broken = {"sacct"}

@@ -102,7 +102,7 @@ class Watcher:
             gone = {
                 number
                 for key, number in ids.items()
-                if number not in rows and not sights.get(key, Sight(key)).done
+                if number not in rows and not _is_settled(sights.get(key))
             }
             rows.update(await self._accounted(gone, errors))
         covered: set[str] = set()
@@ -121,6 +121,12 @@ class Watcher:
                 continue  # asked for from the next poll on
             covered.add(handle.key)
             row = rows.get(number)
+            if row is None and _is_settled(sight):
+                text = f"Slurm job {number} was cancelled before it began."
+                seen[handle.key] = Observation(
+                    handle.key, JobState.KILLED, Reason.CANCELLED_BY_USER, text
+                )
+                continue
             if row is not None and row.state in ENDED:
                 if not sight.known:
                     continue  # its folder is gone: released, or removed by somebody
@@ -315,6 +321,15 @@ def _mended(outcome: Outcome, found: Verdict | None) -> Outcome:
     if found is not None and outcome.reason is Reason.NODE_FAIL:
         return replace(outcome, reason=found.reason, error=found.message)
     return outcome
+
+
+def _is_settled(sight: Sight | None) -> bool:
+    """Whether a job that has left the queue needs no further word of Slurm.
+
+    It has a record, or was cancelled before it began and never will: Slurm removes the elements
+    of an array that it cancels then, and no later answer mentions them.
+    """
+    return sight is not None and (sight.done or (sight.cancelled and sight.forbidden))
 
 
 def _unfinished(sight: Sight) -> JobState:
