@@ -307,7 +307,7 @@ def _configure(cluster: SlurmCluster, processors: int, settings: dict[str, str])
         "JobAcctGatherType": "jobacct_gather/linux",
         "JobAcctGatherFrequency": "1",
         "SlurmdTimeout": "6",  # stock: 300, as KillWait 30, BatchStartTimeout 10, MessageTimeout 10
-        "KillWait": "3",
+        "KillWait": "2",
         "BatchStartTimeout": "10",
         "MessageTimeout": "5",
         "MinJobAge": "300",
