@@ -134,8 +134,11 @@ class LaneCalls:
         finally:
             del self._waiters[waiter]
 
-    def trouble(self, text: str) -> None:
-        """The executor cannot do its work at present, and why."""
+    def trouble(self, text: str, *, unseen: bool = False) -> None:
+        """The executor cannot do its work at present, and why; told once when jobs are unseen."""
+        if unseen and not self._troubled:
+            notice = "Executor %s cannot see its jobs, which stay as they are until it can: %s"
+            _LOG.warning(notice, self.name, text)
         self._troubled = True
         self.report(LaneReport(self.name, trouble=text))
 

@@ -217,7 +217,7 @@ class Flights:
     async def _digest(self, flights: list[Flight], report: PollReport) -> None:
         told = LaneReport(self._calls.name)
         if report.errors:
-            self._calls.trouble(str(report.errors[0]))
+            self._calls.trouble(str(report.errors[0]), unseen=True)
         else:
             self._calls.fine()
         collect: list[Flight] = []

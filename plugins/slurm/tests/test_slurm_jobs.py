@@ -319,16 +319,21 @@ def test_five_thousand_equal_tasks_go_out_as_arrays(cluster, options, tmp_path):
 
 
 @ct.lattice
-def crowd(go, path, count):
+def crowd(go, path, count, singles):
+    for word in range(singles):
+        ct.electron(held, resources=ct.Resources(mem=100 + word))(go, path, count + word)
     return [held(go, path, word) for word in range(count)]
 
 
-def check_cancel(cluster: SlurmCluster, options: dict[str, Any], folder: Path, count: int) -> None:
-    """Half of an array is cancelled, running and pending ones; the other half goes on."""
+def check_cancel(
+    cluster: SlurmCluster, options: dict[str, Any], folder: Path, count: int, singles: int
+) -> None:
+    """Half is cancelled: elements and single jobs, running and pending; the others go on."""
     more = {"cpus_per_task": 8, "array_throttle": max(4, count // 10)}
     ct.configure(executors={"slurm": {**options, **more}})
     go, ledger = folder / "go", folder / "ledger"
-    dispatch_id = ct.dispatch(crowd)(str(go), str(ledger), count)
+    dispatch_id = ct.dispatch(crowd)(str(go), str(ledger), count, singles)
+    count += singles
     wait_until(lambda: ledger.exists() and len(ledger.read_text().split()) >= 4)
     wait_until(lambda: len(cluster.active()) == count)
     result = ct.get_result(dispatch_id)
@@ -345,13 +350,13 @@ def check_cancel(cluster: SlurmCluster, options: dict[str, Any], folder: Path, c
 
 
 def test_a_cancel_ends_elements_and_leaves_their_siblings(cluster, options, tmp_path):
-    check_cancel(cluster, options, tmp_path, 12)
+    check_cancel(cluster, options, tmp_path, 9, 3)
 
 
 @pytest.mark.large
 @pytest.mark.timeout(1200)
 def test_a_cancel_of_a_hundred_jobs(cluster, options, tmp_path):
-    check_cancel(cluster, options, tmp_path, 200)
+    check_cancel(cluster, options, tmp_path, 170, 30)
 
 
 # -- outages ---------------------------------------------------------------------------------------
@@ -391,6 +396,72 @@ def test_a_frozen_controller_makes_no_copies(cluster, tmp_path):
 @pytest.mark.timeout(1200)
 def test_a_controller_frozen_for_a_minute_around_a_hundred_jobs(cluster, tmp_path):
     check_frozen(cluster, tmp_path, 200, 60.0)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(1500)
+def test_a_hundred_submissions_with_a_frozen_controller_and_lost_answers(
+    cluster, options, tmp_path
+):
+    """Each job is an sbatch of its own; some of them are killed when the job is in the queue."""
+    ct.configure(executors={"slurm": {**options, "array": False}})
+    real, ledger = cluster.programs / "sbatch.real", tmp_path / "ledger"
+    (cluster.programs / "sbatch").rename(real)
+    cluster.write_program(
+        "sbatch",
+        f'{real} "$@" >"{tmp_path}/answer.$$" || exit 1\n'
+        f'case $(cat "{tmp_path}/answer.$$") in *7) kill -9 $$;; esac\ncat "{tmp_path}/answer.$$"',
+    )
+    dispatch_id = ct.dispatch(waiting)(str(ledger), 100)
+    wait_until(lambda: cluster.calls()["sbatch"] >= 30)
+    cluster.freeze()
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 60.0)
+    cluster.thaw()
+    result = ct.get_result(dispatch_id, wait=True)
+    assert result.result == list(range(100)), result.error
+    wait_until(lambda: not cluster.active())
+    assert sorted(map(int, ledger.read_text().split())) == list(range(100))
+
+
+def check_silence(
+    cluster: SlurmCluster, caplog: Any, folder: Path, seconds: float, *ways: str
+) -> None:
+    """squeue does not answer: states stay, one notice is given, and records still count."""
+    go, ledger = folder / "go", folder / "ledger"
+    dispatch_id = ct.dispatch(crowd)(str(go), str(ledger), 2, 1)
+    wait_until(lambda: ledger.exists() and len(ledger.read_text().split()) == 3)
+    result = ct.get_result(dispatch_id)
+    ids = [index for index, node in enumerate(result.get_all_node_results())
+           if node["node_name"] == "held"]  # fmt: skip
+    wait_until(lambda: all(str(ct.get_result(dispatch_id).get_node_result(index)["status"])
+                           == "RUNNING" for index in ids))  # fmt: skip
+    for body in ("echo 'slurm_load_jobs error: Zero Bytes' >&2; exit 1", *ways):
+        cluster.write_program("squeue", f"echo squeue >>{cluster.folder}/calls; {body}")
+        cluster.forget_calls()
+        wait_until(lambda: cluster.calls()["squeue"] >= 1)
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            nodes = ct.get_result(dispatch_id).get_all_node_results()
+            assert {str(nodes[index]["status"]) for index in ids} == {"RUNNING"}
+            time.sleep(0.5)
+    notices = [one for one in caplog.records if "cannot see its jobs" in one.getMessage()]
+    assert len(notices) == 1, notices
+    assert "Zero Bytes" in notices[0].getMessage()
+    go.touch()
+    result = ct.get_result(dispatch_id, wait=True)
+    assert result.result == [0, 1]
+    assert sorted(ledger.read_text().split()) == ["0", "1", "2"]
+
+
+def test_while_squeue_is_silent_nothing_changes(cluster, caplog, tmp_path):
+    check_silence(cluster, caplog, tmp_path, 2.0)
+
+
+@pytest.mark.large
+@pytest.mark.timeout(1500)
+def test_while_squeue_is_silent_for_long_nothing_changes(cluster, caplog, tmp_path):
+    check_silence(cluster, caplog, tmp_path, 150.0, "exec sleep 600")
 
 
 def test_a_kernel_that_is_killed_finds_its_jobs_again(cluster, options, home, tmp_path):
