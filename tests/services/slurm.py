@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.services import slurmdbd
 
 __all__ = ["PROGRAMS", "SlurmCluster", "is_installed", "slurm_cluster", "start"]
 
@@ -141,7 +142,8 @@ class SlurmCluster:
 
     # -- daemons ------------------------------------------------------------------------------
 
-    def _launch(self, key: str, *argv: str) -> None:
+    def launch(self, key: str, *argv: str) -> None:
+        """Begin a daemon, which ends with the cluster."""
         # Held open by the child alone: a pipe would fill, and pytest's own streams would leak.
         with (self.folder / f"{key}.out").open("ab") as log:
             self.daemons[key] = subprocess.Popen(
@@ -173,16 +175,35 @@ class SlurmCluster:
         key.write_bytes(os.urandom(1024))
         key.chmod(stat.S_IRUSR)
         path = self.folder / "munge"
-        self._launch(
+        self.launch(
             "munge", "munged", "--foreground", "--force", f"--key-file={key}",
             f"--socket={path}.socket", f"--pid-file={path}.pid", f"--seed-file={path}.seed",
             f"--log-file={path}.log",
         )  # fmt: skip
         wait_until(lambda: Path(f"{path}.socket").exists(), "a start of munged", 20)
 
+    def start_accounting(self) -> None:
+        """slurmdbd, on the database that is there already."""
+        self.launch("accounting", "slurmdbd", "-D")
+
+        self.wait(
+            lambda: "ControlHost" in self.run("sacctmgr", "show", "cluster", check=False),
+            "an answer of slurmdbd",
+            90,
+        )
+
+    def stop_accounting(self) -> None:
+        """slurmdbd is gone, as after a crash."""
+        self._end("accounting", signal.SIGKILL)
+
+    @staticmethod
+    def wait(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+        """Look again and again until the condition holds. Raises RuntimeError."""
+        wait_until(condition, what, seconds)
+
     def start_controller(self) -> None:
         """Begin or resume; pending jobs and job records are as they were."""
-        self._launch("controller", "slurmctld", "-D", "-i")
+        self.launch("controller", "slurmctld", "-D", "-i")
         wait_until(lambda: "is UP" in self.run("scontrol", "ping", check=False), "an answer of it")
 
     def freeze(self) -> None:
@@ -196,7 +217,7 @@ class SlurmCluster:
     def start_node(self, node: str) -> None:
         """A node's daemon."""
         (self.folder / "spool" / node).mkdir(parents=True, exist_ok=True)
-        self._launch(node, "slurmd", "-D", "-N", node)
+        self.launch(node, "slurmd", "-D", "-N", node)
 
     def crash_node(self, node: str) -> None:
         """A node loses power: its daemon and every process of its jobs are gone."""
@@ -237,7 +258,7 @@ class SlurmCluster:
             self._end(node, signal.SIGKILL)
         for pid in self._steps():
             _kill_tree(pid)
-        for key in ("controller", "munge"):
+        for key in ("controller", "accounting", "database", "munge"):
             self._end(key)
 
 
@@ -354,7 +375,11 @@ def _configure(cluster: SlurmCluster, processors: int, settings: dict[str, str])
 
 @contextmanager
 def start(
-    *, nodes: int = 2, processors: int = 32, settings: dict[str, str] | None = None
+    *,
+    nodes: int = 2,
+    processors: int = 32,
+    settings: dict[str, str] | None = None,
+    accounting: bool = False,
 ) -> Iterator[SlurmCluster]:
     """A new cluster, which is gone with its jobs at the end.
 
@@ -362,6 +387,7 @@ def start(
         nodes: how many; they are called ``n1``, ``n2``, ….
         processors: how many each claims to have.
         settings: lines of ``slurm.conf`` that differ.
+        accounting: whether with slurmdbd and a database; see :mod:`tests.services.slurmdbd`.
 
     Raises:
         RuntimeError: Slurm is not installed, or does not start.
@@ -374,9 +400,13 @@ def start(
     try:
         for name in ("state", "spool"):
             (folder / name).mkdir()
-        _configure(cluster, processors, settings or {})
+        ports = _free_ports(2)
+        more = slurmdbd.settings(ports[0], folder) if accounting else {}
+        _configure(cluster, processors, {**more, **(settings or {})})
         cluster.write_wrappers()
         cluster.start_munge()
+        if accounting:
+            slurmdbd.begin(cluster, *ports)
         cluster.start_controller()
         for name in names:
             cluster.start_node(name)
