@@ -18,6 +18,7 @@ from tests.services.slurm import PROGRAMS, SlurmCluster
 from tests.services.sshd import Sshd
 
 import chelate as ct
+from chelate_ssh import SSHExecutor
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -117,8 +118,13 @@ def test_the_guides_workflows_run_unchanged():
     assert ct.get_result(mixed_id, wait=True).result == (((1, False), True), False)
 
 
-def test_a_login_node_is_reached_by_ssh(make_executor, sshd_session: Sshd, cluster: SlurmCluster):
+def test_a_login_node_is_reached_by_ssh(
+    make_executor, options, sshd_session: Sshd, cluster: SlurmCluster
+):
+    """And one lattice has tasks by Slurm, Slurm over SSH, SSH alone, and here."""
     login = make_executor(ssh=sshd_session.client())
+    common = {name: options[name] for name in ("python", "env_vars", "root")}
+    beyond = ct.electron(there, executor=SSHExecutor(**sshd_session.client(), **common))
     first = ct.electron(there, executor=login)
 
     @ct.lattice
@@ -129,6 +135,13 @@ def test_a_login_node_is_reached_by_ssh(make_executor, sshd_session: Sshd, clust
     assert result.result == [(word, True) for word in range(3)], result.error
     assert cluster.calls()["sbatch"] == 1
     assert sshd_session.accepted >= 1
+
+    @ct.lattice
+    def everywhere(word):
+        return beyond(here(there(first(word))))
+
+    result = ct.get_result(ct.dispatch(everywhere)(5), wait=True)
+    assert result.result == ((((5, True), True), False), False), result.error
 
 
 # -- why a job ended ------------------------------------------------------------------------------
