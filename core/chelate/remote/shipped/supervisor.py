@@ -155,9 +155,7 @@ class Supervisor:
                 break
         # A scheduler signals one process of its job after the other, the child perhaps first.
         late = time.monotonic() + (0.0 if self.native == self.id or self.status is None else LATE)
-        while not all(map(self.has_record, left)) and time.monotonic() < late:
-            if self.cancelled():
-                break
+        while not (self.cancelled() or all(map(self.has_record, left)) or time.monotonic() > late):
             self.wait()
         self.stop()
         current, _ = self.current()
@@ -315,11 +313,11 @@ class Supervisor:
     def never_began(self) -> "tuple[str, str]":
         status = self.status or 0
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
-        reason, what = SCRIPT.get(code), "The environment of the task cannot be used."
+        reason, what = SCRIPT.get(code, "LAUNCH_FAIL"), "The task's environment cannot be used."
         if code in NO_PYTHON:
             reason, what = "ENV_MISSING", "What is started for the task is no Python interpreter."
-        elif reason is None:
-            reason, what = "LAUNCH_FAIL", "The task's process ended before the task could start."
+        elif code not in SCRIPT:
+            what = "The task's process ended before the task could start."
         elif reason == "PRERUN":
             what = "The prerun failed before the task could start."
         return reason, "{}\n{}".format(what, self.tail("script.err")).strip()
