@@ -108,12 +108,12 @@ def test_the_next_dispatch_tries_the_credentials_again(bench, login, pause, monk
     pause(0.3)
     kernel = bench(login.executor)
     first = kernel.dispatch(graph_of([[]], executor="login"))
-    kernel.until(lambda: len(login.tries) >= 4)  # the next try would be 2.4 s from here
+    kernel.until(lambda: len(login.tries) >= 5)  # the next try would be 4.8 s from here
     login.mended = True
     begin = time.monotonic()
     assert kernel.run(graph_of([[]], executor="login")).status is Status.COMPLETED
     assert kernel.wait(first).status is Status.COMPLETED
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 4.5
 
 
 def test_an_executor_that_could_not_be_made_is_made_again_for_the_next_dispatch(bench):
