@@ -44,6 +44,7 @@ from chelate.digest import (
 from chelate.errors import (
     AuthenticationError,
     BlobDamagedError,
+    BlobHeldError,
     BlobMissingError,
     BuildError,
     ChelateError,
@@ -104,6 +105,7 @@ __all__ = [
     "AuthenticationError",
     "BaseTrigger",
     "BlobDamagedError",
+    "BlobHeldError",
     "BlobMissingError",
     "BlobReader",
     "BuildError",

@@ -15,6 +15,7 @@ from chelate.contracts.store import DispatchFilter
 from chelate.embedding import current, detaching
 from chelate.errors import ChelateError, ConfigError, UserError
 from chelate.gateway import LocalGateway
+from chelate.held import look_for_held
 from chelate.model import Status
 from chelate.result import Result
 from chelate.targets import as_targets, check_dispatch_id
@@ -72,6 +73,7 @@ def dispatch(
     source = None if reuse_from is None else gateway.reuse_source(lattice.name, reuse_from)
     if source is not None:
         source = _built(gateway, source)
+        look_for_held(gateway, source)
     return Submission(gateway, lattice, disable_run, source)
 
 

@@ -24,6 +24,7 @@
     │   ├── StoreUnavailableError      cannot be opened, read-only, full, locked
     │   ├── SchemaTooNewError          written by a newer chelate
     │   ├── BlobMissingError           a stored value is gone
+    │   │   └── BlobHeldError          a stored value stays on another host
     │   ├── BlobDamagedError           a stored value does not match its digest
     │   └── OwnershipLostError         another kernel owns the dispatch now
     ├── DispatchError
@@ -42,6 +43,7 @@ from __future__ import annotations
 __all__ = [
     "AuthenticationError",
     "BlobDamagedError",
+    "BlobHeldError",
     "BlobMissingError",
     "BuildError",
     "ChelateError",
@@ -169,6 +171,10 @@ class SchemaTooNewError(StoreError):
 
 class BlobMissingError(StoreError):
     """A stored value is gone."""
+
+
+class BlobHeldError(BlobMissingError):
+    """A stored value stays on another host, and can be brought here."""
 
 
 class BlobDamagedError(StoreError):

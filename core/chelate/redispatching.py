@@ -18,6 +18,7 @@ from chelate.errors import ChelateError, ConfigError, RedispatchError
 from chelate.explaining import Explanation, is_unbuilt, plan_dispatch, stored_graph
 from chelate.gateway import LocalGateway
 from chelate.graph import Function, Graph, Kind, Node
+from chelate.held import look_for_held
 from chelate.model import ExecutorRef, TaskPolicy
 from chelate.reasons import same_code
 
@@ -140,6 +141,8 @@ class Redispatch:
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Bundle, dict[str, Any]]:
         parent = self._parent
+        if self._reuse:
+            look_for_held(self._gateway, self._compared)
         options: dict[str, Any] = {
             "defaults": parent.options.get("defaults"),
             "signature": self._signature(),

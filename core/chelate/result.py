@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from chelate.errors import (
 )
 from chelate.gateway import LocalGateway
 from chelate.graph import Graph, Kind, Node, nodes_in
+from chelate.held import read_value
 from chelate.model import DispatchRecord, NodeRecord, NodeStatus, Status, ValueRef
 from chelate.worker import Runner
 
@@ -137,7 +139,7 @@ class Result:
         if self._record.result is None:
             return None
         return TransportableObject(
-            self._gateway.store.read(self._record.result.digest), self._python
+            read_value(self._gateway, self._record.result.digest), self._python
         )
 
     @property
@@ -282,7 +284,7 @@ class Result:
 
     def _load(self, digest: str) -> Any:
         if digest not in self._values:
-            self._values[digest] = load_value(self._gateway.store.read(digest))
+            self._values[digest] = load_value(read_value(self._gateway, digest))
         return self._values[digest]
 
     @property
@@ -312,7 +314,9 @@ class Result:
                 )
             values[str(node_id)] = ref.digest
         call = {"kind": Kind.RETURN, "args": [reference], "kwargs": {}, "values": values}
-        header, payload, _ = Runner(self._gateway.store.read).run({**call, "name": self.name})
+        header, payload, _ = Runner(partial(read_value, self._gateway)).run(
+            {**call, "name": self.name}
+        )
         if not header["ok"]:
             raise TaskFailedError(str(header["error"]))
         return load_value(payload)

@@ -35,17 +35,18 @@ FLOORS = {
     "testing.*": 8,
     "gateway": 8,
     "embedding": 9,
-    "result": 9,
-    "checking.*": 10,
-    "configuration": 10,
-    "explaining": 10,
-    "server": 10,
-    "triggering": 10,
-    "dispatching": 11,
-    "redispatching": 11,
-    "": 12,  # chelate/__init__.py
-    "cli.*": 13,
-    "__main__": 14,
+    "held": 9,
+    "result": 10,
+    "checking.*": 11,
+    "configuration": 11,
+    "explaining": 11,
+    "server": 11,
+    "triggering": 11,
+    "dispatching": 12,
+    "redispatching": 12,
+    "": 13,  # chelate/__init__.py
+    "cli.*": 14,
+    "__main__": 15,
 }
 CLIENT = ("client",)
 KERNEL = ("kernel", "store", "executors", "triggers", "remote")

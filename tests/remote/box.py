@@ -23,13 +23,14 @@ class Box(DirectExecutor):
 
     def __init__(
         self, *, root: str, names: list[str] | None = None, slots: int = 2, gpus: int = 0,
-        environment: dict | None = None,
+        environment: dict | None = None, results: str = "host",
     ) -> None:  # fmt: skip
         self.root = root
         self.names = names or ["here"]
         self.slots = slots
         self.gpus = gpus
         self.environment = environment
+        self.results = results
 
     def hosts(self):
         return [
@@ -39,6 +40,7 @@ class Box(DirectExecutor):
                     root=str(Path(self.root) / name),
                     environment=Environment.of(self.environment or {"python": sys.executable}),
                     grace=0.5,
+                    results=self.results,
                 ),
                 slots=self.slots,
                 gpus=self.gpus,

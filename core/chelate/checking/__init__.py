@@ -85,6 +85,7 @@ class _Check(Inside):
         self._snapshot = snapshot
         self._quick = quick
         self._values: dict[str, bool] = {}  # digest → whole
+        self._held: frozenset[str] = frozenset()
         self._used: set[str] = set()
         self._records: dict[str, DispatchRecord] = {}
         self._graphs: dict[str, Graph | None] = {}
@@ -115,6 +116,7 @@ class _Check(Inside):
         report.dispatches = len(self._records)
 
     def _read_values(self) -> None:
+        self._held = frozenset(self._snapshot.held())
         for digest, size, whole, _ in self._snapshot.blobs(not self._quick):
             self._values[digest] = whole and self._values.get(digest, True)
             self._report.values += 1
@@ -175,6 +177,8 @@ class _Check(Inside):
             return
         self._used.add(digest)
         whole = self._values.get(digest)
+        if whole is None and digest in self._held:
+            return  # it stays with an executor; whether it still does is not asked here
         if not whole:
             how = "is missing" if whole is None else "does not match its digest"
             advice = "Restore the file from a backup, or redispatch: what is damaged runs again."

@@ -20,10 +20,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from chelate.contracts.limits import Capabilities, Limits
 from chelate.errors import ConfigError
 from chelate.model import ExecutorRef, Reason, Resources
 
 __all__ = [
+    "HOLD_FROM",
     "Accepted",
     "BlobReader",
     "Capabilities",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 HANDLE_VERSION = 1
+HOLD_FROM = 1 << 20  # bytes; smaller results never stay with an executor
 
 
 class BlobReader(Protocol):
@@ -65,6 +68,10 @@ class Task:
     ``call`` is ``{"function": digest|None, "kind": kind, "args": [reference], "kwargs": {…},
     "values": {"<node id>": digest}}``: everything the worker needs besides the blobs, which are
     named in ``inputs``. ``context`` is what ``ct.get_context()`` gives inside the task.
+
+    ``stay`` says that nobody but later tasks of this very executor needs a large result: it may
+    stay where the task ran (``Outcome.held``). ``held`` are those of
+    ``inputs`` that stayed with this executor, and that ``Job.blobs`` cannot give.
     """
 
     key: str  # "<dispatch>:<node>:<attempt>:<random>", also found in the worker's environment
@@ -76,6 +83,8 @@ class Task:
     inputs: tuple[str, ...]  # digests of every blob the call needs, the function's first
     context: dict[str, Any] = field(default_factory=dict)
     is_cancelled: Callable[[], bool] | None = None
+    stay: bool = False
+    held: frozenset[str] = frozenset()
 
     @property
     def cancel_requested(self) -> bool:
@@ -150,11 +159,13 @@ class Rejected:
     """The backend refuses the job for good; ``message`` is a sentence for the user.
 
     With ``Reason.AUTH`` it refuses whoever asks: the executor pauses and the job waits.
+    ``gone`` are values of ``Task.held`` that are no longer there; a redispatch makes them anew.
     """
 
     key: str
     reason: Reason
     message: str
+    gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +235,11 @@ class Outcome:
     its store; ``digest`` the payload's digest where the worker has already computed it, and
     ``fingerprint`` the value's fingerprint, ``parts`` those of its items when the call asked for
     them (``"parts": true``). For a sub-workflow, ``graph`` is True and the payload
-    a bundle (``chelate.bundle``). On failure ``error`` is the traceback text (the user's own
-    frames) and ``exception`` the pickled exception when it can be pickled.
+    a bundle (``chelate.bundle``). Of a task that may ``stay``, ``held`` may stand in place of the
+    payload: the result, ``digest``, has so many bytes (1 MiB or more) and stays where it is, also
+    when the job is released, until :meth:`Executor.fetch_held` asks for it. On failure ``error`` is
+    the traceback text (the user's own frames) and ``exception`` the pickled exception when it can
+    be pickled.
     """
 
     key: str
@@ -243,42 +257,7 @@ class Outcome:
     started_at: float | None = None
     ended_at: float | None = None
     usage: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the kernel keeps to. Seconds throughout.
-
-    ``absent_grace``: a covered job must stay absent this long, in at least three polls, before
-    it is lost. ``find_grace``: how long a look-up may lag behind a submission.
-    """
-
-    max_in_flight: int = 1000
-    run_batch: int = 100
-    poll_batch: int = 5000
-    poll_min: float = 2.0
-    poll_max: float = 60.0
-    call_timeout: float = 60.0
-    absent_grace: float = 60.0
-    find_grace: float = 10.0
-    cancel_grace: float = 30.0
-    gather: float = 0.0  # how long ready tasks may wait for others to go with them
-    pack: int = 1  # the most tasks in one job; only with ``capabilities.packing``
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What the backend can do; the kernel never asks for the rest."""
-
-    find: bool = False  # find() sees jobs by key
-    idempotent: bool = False  # running a key twice is one job, by token or by claim
-    push: bool = False  # poll() may wait until something changes
-    logs: bool = False  # logs() works while the job runs
-    packing: bool = False  # a job may carry several tasks
-    cancel_task: bool = False  # one task of a packed job can be cancelled
-    detached: bool = True  # jobs outlive the kernel's process
-    claims: bool = False  # forbid() keeps a key from ever starting
-    listing: bool = False  # list_jobs() names what runs for a store
+    held: int | None = None
 
 
 class Executor(ABC):
@@ -384,6 +363,23 @@ class Executor(ABC):
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Up to ``limit`` bytes of ``"stdout"`` or ``"stderr"`` from ``offset``, while it runs."""
         return b""
+
+    async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
+        """Bring a result that stayed (``Outcome.held``) into a file, in bounded memory.
+
+        ``handle`` is that of the job that made it, released or not, of any process. What
+        ``target`` holds already is the value's beginning: go on behind it. The kernel compares
+        the whole with ``digest``. Repeatable. Only with ``capabilities.holds``.
+
+        Raises:
+            BlobMissingError: the value is gone for good.
+            TransientError: ask again; what came stays in ``target``.
+        """
+        raise ConfigError(f"Executor {self.name!r} leaves no results with its jobs.")
+
+    async def missing_held(self, handle: JobHandle, digests: Sequence[str]) -> set[str]:
+        """Those of the values that stayed with jobs on this job's host which are gone there."""
+        return set()
 
     async def release(self, handles: Sequence[JobHandle]) -> None:
         """Clean up behind jobs whose outcome is safely stored. Idempotent."""

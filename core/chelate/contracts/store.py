@@ -34,13 +34,15 @@ class Commit:
 
     ``blobs`` are small values by digest, written first; large ones must already be stored.
     ``nodes`` are whole rows by dispatch; ``dispatches`` whole rows; ``created`` new dispatches
-    (a sub-workflow's), inserted unless they exist.
+    (a sub-workflow's), inserted unless they exist. ``held`` are results that stay elsewhere, as
+    :meth:`ResultStore.held` gives them.
     """
 
     blobs: dict[str, bytes] = field(default_factory=dict)
     nodes: dict[str, list[NodeRecord]] = field(default_factory=dict)
     dispatches: list[DispatchRecord] = field(default_factory=list)
     created: list[DispatchRecord] = field(default_factory=list)
+    held: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,9 @@ class Snapshot(Protocol):
         """Digest, size, whether the bytes match (True unless ``hashed``), and for a file the
         seconds since it was written."""
 
+    def held(self) -> Iterator[str]:
+        """Digests of values that stay with an executor, whether or not they are here as well."""
+
     def read(self, digest: str) -> bytes:
         """A value, unchecked. Raises BlobMissingError."""
 
@@ -98,13 +103,15 @@ class Snapshot(Protocol):
 
 
 class ResultStore(ABC):
-    """A store for dispatches, nodes and blobs. ``schemes`` are the URL schemes it answers to.
+    """A store for dispatches, nodes and blobs. ``schemes`` are the URL schemes it answers to,
+    and ``can_hold`` says that it keeps note of results that stay with their executors.
 
     Every method may be called from any thread. All raise StoreUnavailableError when the medium
     fails, with nothing half-written.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
+    can_hold: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, url: str, home: Path, *, synchronous: str | None = None) -> None:
@@ -222,7 +229,17 @@ class ResultStore(ABC):
 
     @abstractmethod
     def missing_blobs(self, digests: Iterable[str]) -> set[str]:
-        """Which of them the store lacks."""
+        """Which of them are neither in the store nor held elsewhere."""
+
+    def held(self, digests: Iterable[str] | None) -> dict[str, dict[str, Any]]:
+        """Those of the values (None: of all) that are not here but stay elsewhere, each with its
+        ``size`` in bytes, its ``executor`` (a reference as text) and the JSON of a job's
+        ``handle``."""
+        return {}
+
+    def unhold(self, digest: str, *, gone: bool) -> None:
+        """A held value was brought here, or turned out to be ``gone`` where it was."""
+        raise StoreError(f"A store of the kind {type(self).__name__} holds no results elsewhere.")
 
     @abstractmethod
     def put_file(self, digest: str, path: Path, *, move: bool) -> None:
@@ -230,7 +247,7 @@ class ResultStore(ABC):
 
     @abstractmethod
     def read(self, digest: str) -> bytes:
-        """Raises BlobMissingError, BlobDamagedError."""
+        """Raises BlobMissingError (BlobHeldError when it stays elsewhere), BlobDamagedError."""
 
     @abstractmethod
     def read_many(self, digests: Iterable[str]) -> dict[str, bytes]:

@@ -67,7 +67,7 @@ class Engine:
         self.kernel_id = ""
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._live: dict[str, LiveDispatch] = {}
-        self._lanes = LaneTable(plugins, settings, self._inbox.put, self._world)
+        self._lanes = LaneTable(plugins, settings, self._inbox.put, self._world, store)
         self._timers: list[tuple[float, int, str, ev.Event]] = []
         self._tick = itertools.count()
         self._outside = Outside(store, settings.poll_interval, self._world)
@@ -394,7 +394,7 @@ class Engine:
             live.machine.records,
             live.parameters,
             self.store,
-            lambda: record.cancel_requested,
             record.node_id in live.taken_apart,
             self._lanes.store_id,
+            record.node_id in live.staying,
         )

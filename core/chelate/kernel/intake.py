@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chelate.bundle import Bundle
 from chelate.contracts.executor import JobHandle, JobState, Observation, Outcome
@@ -14,10 +15,10 @@ from chelate.errors import GraphError, StoreError, StoreUnavailableError
 from chelate.kernel import events as ev
 from chelate.kernel.hooks import Hooks
 from chelate.kernel.jobs import keep_text, settle
-from chelate.kernel.keys import split_key
+from chelate.kernel.keys import lane_ref, split_key
 from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lane_table import Orders
-from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record, lane_ref
+from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record
 from chelate.model import FINAL, NodeRecord, Reason
 
 __all__ = ["Intake"]
@@ -27,7 +28,8 @@ __all__ = ["Intake"]
 class Intake:
     """What a turn has taken in: blobs to store, sub-dispatches to create, rows to keep.
 
-    ``kept`` are rows of machines that were replaced when a dispatch's own graph was built.
+    ``held`` are results that stay with their executors (``Commit.held``). ``kept`` are rows of
+    machines that were replaced when a dispatch's own graph was built.
     """
 
     store: ResultStore
@@ -36,6 +38,7 @@ class Intake:
     blobs: dict[str, bytes] = field(default_factory=dict)
     created: list[LiveDispatch] = field(default_factory=list)
     kept: dict[str, dict[int, NodeRecord]] = field(default_factory=dict)
+    held: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def take(
         self,
@@ -59,6 +62,11 @@ class Intake:
                 continue  # whoever owns the dispatch now still needs what the job left
             orders.release.setdefault(report.lane, []).append(outcome.key)
             fact = self.event(live, outcome, node, attempt)
+            if outcome.held is not None and outcome.digest is not None:
+                # Of a packed job, the handle names thousands of tasks that have nothing to do here.
+                handle = {**report.handles[outcome.key], "tasks": [outcome.key]}
+                note = {"executor": report.lane, "size": outcome.held, "handle": handle}
+                self.held[outcome.digest] = note
             if isinstance(fact, ev.Ended):
                 fact.handle = report.handles.get(outcome.key)
                 if classify and not fact.ok:

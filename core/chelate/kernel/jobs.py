@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chelate.contracts.executor import Job, Outcome, Task
+from chelate.contracts.executor import HOLD_FROM, Job, Outcome, Task
 from chelate.contracts.store import ResultStore
 from chelate.digest import digest_bytes, digest_stream
 from chelate.graph import Graph, Kind, Node, digests_in, nodes_in
@@ -26,15 +26,19 @@ def make_job(
     outputs: Mapping[int, NodeRecord],
     parameters: Mapping[int, str],
     store: ResultStore,
-    is_cancelled: Callable[[], bool],
     taken_apart: bool = False,
     store_id: str = "",
+    stay: bool = False,
 ) -> Job:
-    """The job of the node's current attempt. ``parameters`` maps parameter node to digest."""
+    """The job of the node's current attempt. ``parameters`` maps parameter node to digest.
+
+    Its task's ``held`` are inputs so large that they may be held elsewhere; who sends it looks.
+    """
     policy: TaskPolicy = graph.policies[node.policy]
     function = graph.functions[node.function].digest if node.function >= 0 else None
     values: dict[str, str] = {}
     inputs: dict[str, None] = {} if function is None else {function: None}
+    large: set[str] = set()
     for reference in (*node.args, *node.kwargs.values()):
         head = reference[0]
         if head == "p":
@@ -43,6 +47,8 @@ def make_job(
             output = outputs[reference[1]].output
             assert output is not None
             values[str(reference[1])] = output.digest
+            if output.size >= HOLD_FROM:
+                large.add(output.digest)
         else:
             for node_id in nodes_in(reference):
                 digest = parameters.get(node_id)
@@ -50,6 +56,8 @@ def make_job(
                     output = outputs[node_id].output
                     assert output is not None
                     digest = output.digest
+                    if output.size >= HOLD_FROM:
+                        large.add(digest)
                 values[str(node_id)] = digest
             for digest in digests_in(reference):
                 inputs[digest] = None
@@ -83,7 +91,9 @@ def make_job(
         call=call,
         inputs=tuple(inputs),
         context={"root_dispatch_id": dispatch.root_id},
-        is_cancelled=is_cancelled,
+        is_cancelled=lambda: record.cancel_requested,
+        stay=stay,
+        held=frozenset(large),
     )
     return Job(
         key, (task,), policy.resources, store, policy.timeout, code=graph.code, store=store_id
@@ -109,6 +119,9 @@ def settle(
                     digest = digest_stream(stream)
             store.put_file(digest, payload, move=True)
             output = ValueRef(digest, size, outcome.fingerprint, outcome.parts)
+        elif outcome.held is not None and outcome.digest is not None:
+            digest = outcome.digest
+            output = ValueRef(digest, outcome.held, outcome.fingerprint, outcome.parts)
         elif payload is not None:
             digest = digest_bytes(payload)
             blobs[digest] = payload

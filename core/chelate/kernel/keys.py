@@ -1,10 +1,13 @@
-"""Attempt keys: ``<dispatch>:<node>:<attempt>:<random>``."""
+"""Attempt keys, ``<dispatch>:<node>:<attempt>:<random>``, and names of lanes."""
 
 from __future__ import annotations
 
-from chelate.errors import PluginContractError
+import json
 
-__all__ = ["split_key"]
+from chelate.errors import PluginContractError
+from chelate.model import ExecutorRef
+
+__all__ = ["lane_name", "lane_ref", "split_key"]
 
 
 def split_key(key: str) -> tuple[str, int, int]:
@@ -18,3 +21,17 @@ def split_key(key: str) -> tuple[str, int, int]:
         return dispatch_id, int(node), int(attempt)
     except (AttributeError, ValueError) as error:
         raise PluginContractError(f"{key!r} is not the key of a task.") from error
+
+
+def lane_name(ref: ExecutorRef) -> str:
+    """Equal references give equal names: ``local`` or ``ssh {"host": …}``."""
+    if not ref.options:
+        return ref.name
+    options = json.dumps(dict(ref.options), sort_keys=True, separators=(",", ":"))
+    return f"{ref.name} {options}"
+
+
+def lane_ref(name: str) -> ExecutorRef:
+    """The inverse of :func:`lane_name`."""
+    head, _, options = name.partition(" ")
+    return ExecutorRef(head, json.loads(options) if options else {})

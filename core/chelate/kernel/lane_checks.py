@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chelate.contracts.executor import JobHandle, Observation, Outcome, PollReport
+from chelate.contracts.executor import (
+    HOLD_FROM,
+    JobHandle,
+    Observation,
+    Outcome,
+    PollReport,
+)
 from chelate.digest import is_digest
 from chelate.errors import PluginContractError
 from chelate.kernel.keys import split_key
@@ -95,6 +101,7 @@ def _is_usual(outcome: Outcome) -> bool:
         and type(outcome.started_at) is float
         and type(outcome.ended_at) is float
         and outcome.error is None
+        and outcome.held is None
         and outcome.exception is None
         and outcome.reason is None
         and outcome.usage is None
@@ -123,6 +130,7 @@ def checked_outcome(outcome: Outcome) -> Outcome:
             ("stderr", isinstance(outcome.stderr, bytes)),
             ("started_at", _is_moment(outcome.started_at)),
             ("ended_at", _is_moment(outcome.ended_at)),
+            ("held", outcome.held is None or _is_held(outcome)),
             ("usage", outcome.usage is None or _is_json(outcome.usage)),
         )
         if not fine
@@ -136,6 +144,11 @@ def checked_outcome(outcome: Outcome) -> Outcome:
         reason=Reason.PLUGIN,
         error=f"The executor's outcome breaks its contract: {values}.",
     )
+
+
+def _is_held(outcome: Outcome) -> bool:
+    size, whole = outcome.held, outcome.ok and not outcome.graph and outcome.payload is None
+    return isinstance(size, int) and size >= HOLD_FROM and whole and outcome.digest is not None
 
 
 def _is_moment(value: Any) -> bool:

@@ -366,6 +366,8 @@ class Flights:
                     told.outcomes.append(checked_outcome(outcome))
                     if (document := self._untold.pop(outcome.key, None)) is not None:
                         told.handles[outcome.key] = document
+                    elif outcome.held is not None:
+                        told.handles[outcome.key] = carrier.handle.to_json()
             complete = True
         finally:
             missing = {flight.name for flight in wanted.values()}

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from chelate.contracts.executor import Capabilities, JobHandle, Limits, Outcome
 from chelate.errors import AuthenticationError, TransientError, UserError
 from chelate.kernel import events as ev
 
-__all__ = ["FIRST_PAUSE", "LAST_PAUSE", "Complaints", "LaneReport", "pausing", "sentence"]
+__all__ = [
+    "FIRST_PAUSE",
+    "LAST_PAUSE",
+    "Complaints",
+    "Fetched",
+    "LaneReport",
+    "pausing",
+    "sentence",
+]
 
 # Seconds until refused credentials are tried again: a login that fails often locks an account.
 FIRST_PAUSE = 30.0
 LAST_PAUSE = 600.0
 _AGAIN = 60.0  # seconds until a complaint that lasts is logged a second time
 _SELDOM = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A value that stayed with the lane's executor: a file now, or why it is none."""
+
+    digest: str
+    path: Path | None
+    error: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -29,6 +47,8 @@ class LaneReport:
     handles: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task, of the outcomes
     opened: tuple[Limits, Capabilities] | None = None
     listed: list[JobHandle] | None = None  # jobs of this store, whoever started them
+    fetched: list[Fetched] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)  # held values that are no longer there
     failed: str | None = None  # the executor cannot be made: a sentence
     trouble: str | None = None  # it cannot be reached at present: a sentence; "" when it can again
     paused: str | None = None  # why it is given no tasks for now: a sentence; "" when it is again

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from chelate.contracts.executor import Capabilities, Executor, Job, JobHandle, Limits
+from chelate.contracts.store import ResultStore
 from chelate.errors import RejectedError
 from chelate.kernel import events as ev
-from chelate.kernel.keys import split_key
+from chelate.kernel.homecoming import Homecoming
+from chelate.kernel.keys import lane_ref, split_key
 from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lanes import Lane
-from chelate.kernel.live import LiveDispatch, lane_ref
+from chelate.kernel.live import LiveDispatch
 from chelate.kernel.plugins import Plugins
 from chelate.kernel.resuming import unresolved
 from chelate.kernel.world import World
@@ -122,12 +124,14 @@ class LaneTable:
         settings: Settings,
         report: Callable[[LaneReport], None],
         world: World,
+        store: ResultStore,
     ) -> None:
         self._world = world
         self._plugins = plugins
         self._settings = settings
         self._report = report
         self._lanes: dict[str, _LaneState] = {}
+        self._homecoming = Homecoming(store, settings.home, report)
         self._check_due = 0.0
         self.store_id = ""
         self.strays: Counter[str] = Counter()  # jobs of nobody that were ended, by lane
@@ -210,6 +214,7 @@ class LaneTable:
             state.lane.abandon()
             state.lane, state.beats, state.silent = self._open(name), None, 0
             state.left_behind += 1
+            state.lane.fetch(self._homecoming.asked(name))
             state.trouble = (
                 f"Its plugin blocked its thread for longer than {_seconds(state.limits)} s; "
                 f"thread {state.left_behind + 1} has taken over."
@@ -232,6 +237,8 @@ class LaneTable:
             state.paused = report.paused
         if report.trouble is not None or report.opened is not None:
             state.trouble = report.trouble or None
+        for name, job in self._homecoming.take(report):
+            self._run(name, [job])
 
     def stuck(
         self, report: LaneReport, lives: Mapping[str, LiveDispatch]
@@ -296,6 +303,7 @@ class LaneTable:
 
     def forget(self, dispatch_id: str) -> None:
         """A dispatch left this kernel."""
+        self._homecoming.forget(dispatch_id)
         for state in self._lanes.values():
             if any(entry[0] == dispatch_id for entry in state.flying):
                 state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
@@ -303,15 +311,23 @@ class LaneTable:
 
     def carry_out(self, orders: Orders) -> None:
         """Hand a turn's orders to the lanes."""
+        for name, wanted in self._homecoming.sift(orders.jobs).items():
+            lane = self._get(name)
+            lane.lane.fetch(wanted)
+            if lane.failed is not None:
+                self._report(LaneReport(name, failed=lane.failed))
         for name, jobs in orders.jobs.items():
-            self._run(name, jobs)
+            if jobs:
+                self._run(name, jobs)
         for name, handles in orders.watch.items():
             if not self._is_stuck(name, [k for h in handles for k in h.tasks or (h.key,)]):
                 self._get(name).lane.watch(handles)
         for name, keys in orders.look_up.items():
+            self._homecoming.drop(keys)
             if not self._is_stuck(name, keys):
                 self._get(name).lane.look_up(keys)
-        for name, keys in orders.cancel.items():
+        for name, asked in orders.cancel.items():
+            keys = self._homecoming.cancelled(name, asked)
             if not self._is_stuck(name, keys):
                 self._get(name).lane.cancel(keys)
         for name, keys in orders.release.items():

@@ -26,6 +26,7 @@ from chelate.errors import AuthenticationError, PluginContractError, TransientEr
 from chelate.kernel import events as ev
 from chelate.kernel.lane_calls import LaneCalls
 from chelate.kernel.lane_checks import checked_handle, checked_reason
+from chelate.kernel.lane_fetches import Fetches, Wanted
 from chelate.kernel.lane_flights import Flights, tell
 from chelate.kernel.lane_packs import Departures
 from chelate.kernel.lane_report import FIRST_PAUSE, LAST_PAUSE, LaneReport, pausing, sentence
@@ -68,6 +69,7 @@ class LaneWork:
         self._rest = FIRST_PAUSE  # how long the next pause lasts
         self._paused_at = 0.0
         self._lifting: asyncio.TimerHandle | None = None
+        self._fetches = Fetches(self._calls)
 
     def loops(self) -> list[asyncio.Task[None]]:
         """Start the loops; they run until they are cancelled."""
@@ -78,6 +80,7 @@ class LaneWork:
             self._seeker,
             self._stops.part,
             self._strays.part,
+            self._fetches.part,
             calls.watchdog,
         )
         return [asyncio.ensure_future(calls.forever(part)) for part in parts]
@@ -122,6 +125,10 @@ class LaneWork:
     def end_strays(self, handles: Sequence[JobHandle]) -> None:
         """Listed jobs that belong to no live attempt."""
         self._strays.stop(handles)
+
+    def fetch(self, wanted: Sequence[Wanted]) -> None:
+        """Values to bring home."""
+        self._fetches.add(wanted)
 
     def disown(self, dispatch_id: str) -> None:
         """Another kernel runs the dispatch; what would end with this process ends now."""
@@ -215,7 +222,7 @@ class LaneWork:
 
     def _tell_answers(self) -> None:
         told, self._told = self._told, None
-        if told is not None and told.events:
+        if told is not None and (told.events or told.gone):
             self._calls.report(told)
 
     def _on_run(self, report: LaneReport, job: Job, outcome: Any) -> None:
@@ -228,6 +235,7 @@ class LaneWork:
             if outcome.reason is Reason.AUTH:
                 self._refused_login(job, AuthenticationError(reason[1]))
                 return
+            report.gone.update(outcome.gone)
             for task in job.tasks:
                 if self._resends.pop(task.key, None) is None:
                     tell(report, task.key, ev.Refused, *reason)

@@ -15,6 +15,7 @@ from functools import partial
 from chelate.contracts.executor import Executor, Job, JobHandle
 from chelate.errors import AuthenticationError, TransientError
 from chelate.kernel.lane_calls import contained
+from chelate.kernel.lane_fetches import Wanted
 from chelate.kernel.lane_report import (
     FIRST_PAUSE,
     LAST_PAUSE,
@@ -101,6 +102,10 @@ class Lane:
     def end_strays(self, handles: Sequence[JobHandle]) -> None:
         """End jobs that belong to no live attempt."""
         self._post(lambda work: work.end_strays(handles))
+
+    def fetch(self, wanted: Sequence[Wanted]) -> None:
+        """Bring values home that stayed with the executor."""
+        self._post(lambda work: work.fetch(wanted))
 
     def disown(self, dispatch_id: str) -> None:
         """Another kernel owns the dispatch now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,29 +11,17 @@ from chelate.contracts.store import ResultStore
 from chelate.digest import digest_bytes
 from chelate.errors import GraphError
 from chelate.graph import Graph, Kind, Node, leaves
+from chelate.kernel.homecoming import staying
+from chelate.kernel.keys import lane_name
 from chelate.kernel.machine import Machine
 from chelate.kernel.reuse import Reuse
 from chelate.kernel.world import World
-from chelate.model import DispatchRecord, ExecutorRef, NodeStatus, Status, ValueRef
+from chelate.model import DispatchRecord, NodeStatus, Status, ValueRef
 
-__all__ = ["BUILD_NODE", "LiveDispatch", "child_record", "lane_name", "lane_ref"]
+__all__ = ["BUILD_NODE", "LiveDispatch", "child_record"]
 
 BUILD_NODE = -1
 _SHOWN_FAILURES = 10
-
-
-def lane_name(ref: ExecutorRef) -> str:
-    """Equal references give equal names: ``local`` or ``ssh {"host": …}``."""
-    if not ref.options:
-        return ref.name
-    options = json.dumps(dict(ref.options), sort_keys=True, separators=(",", ":"))
-    return f"{ref.name} {options}"
-
-
-def lane_ref(name: str) -> ExecutorRef:
-    """The inverse of :func:`lane_name`."""
-    head, _, options = name.partition(" ")
-    return ExecutorRef(head, json.loads(options) if options else {})
 
 
 @dataclass(slots=True)
@@ -47,6 +34,7 @@ class LiveDispatch:
     world: World
     parameters: dict[int, str] = field(default_factory=dict)
     taken_apart: frozenset[int] = frozenset()
+    staying: frozenset[int] = frozenset()  # nodes whose results their executors may keep
     reuse: Reuse | None = None
     changed: bool = False
 
@@ -71,6 +59,7 @@ class LiveDispatch:
             if leaf[0] == "n" and len(leaf) > 2
         )
         if not self.building:
+            self.staying = staying(self.graph) if store.can_hold else frozenset()
             self.reuse = Reuse.of(store, self.record, self.graph)
             self.machine.offered = None if self.reuse is None else []
 

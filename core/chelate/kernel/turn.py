@@ -52,6 +52,7 @@ class Turn:
             nodes={key: list(records.values()) for key, records in self.changed.items()},
             dispatches=[row for row in rows if row.dispatch_id not in self._new],
             created=[row for row in rows if row.dispatch_id in self._new],
+            held=self._intake.held,
         )
 
     def drop(self, commit: Commit, lost: Collection[str]) -> set[str]:

@@ -8,11 +8,12 @@ submits the returned commands. The protocol is described in ``docs/plugins/remot
 
 from __future__ import annotations
 
-from chelate.remote.direct import DirectExecutor, HostSlots
+from chelate.remote.direct import DirectExecutor
 from chelate.remote.environment import Environment
 from chelate.remote.host import HostRefusalError, JobHost
 from chelate.remote.local import LocalTransport
 from chelate.remote.sights import HostReport, Prepared, Sight, job_id, observation, store_id
+from chelate.remote.slots import HostSlots
 from chelate.remote.transport import Completed, Transport, UnreachableError
 
 __all__ = [

@@ -81,7 +81,7 @@ async def _outcome(
     else:
         text = "The supervisor of the job was killed before this task ended."
         return Outcome(key, False, reason=Reason.NODE_FAIL, error=text)
-    if refusal is None and record["ok"]:
+    if refusal is None and record["ok"] and "held" not in frame:
         refusal = _compared(record, payload)
     if refusal is not None or not record["ok"]:
         part.unlink(missing_ok=True)
@@ -94,6 +94,7 @@ async def _outcome(
     ended.usage = record["usage"]
     if ended.ok:
         host.present.add(record["digest"])
+        ended.held = frame.get("held")
         ended.payload, ended.digest = payload, record["digest"]
         ended.fingerprint, ended.parts = _fingerprint(record.get("fingerprint"))
         ended.graph = bool(record.get("graph"))

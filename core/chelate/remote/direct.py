@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,53 +31,13 @@ from chelate.api import (
 )
 from chelate.remote.host import JobHost
 from chelate.remote.sights import Prepared, job_id, observation
+from chelate.remote.slots import HostSlots
 
-__all__ = ["DirectExecutor", "HostSlots"]
+__all__ = ["DirectExecutor"]
 
 LAUNCH_GRACE = 60.0  # seconds in which a job that was started must have claimed itself
 T = TypeVar("T")
 WAIT = 0.5  # seconds before a job that found no free slot is offered again
-
-
-@dataclass(slots=True)
-class HostSlots:
-    """A host and what may run there at once.
-
-    ``slots`` are processors (None: as many as the host says it has), ``mem`` MiB (None: what
-    the host has), ``gpus`` accelerators, given to jobs by number in ``CUDA_VISIBLE_DEVICES``.
-    """
-
-    host: JobHost
-    slots: int | None = None
-    mem: int | None = None
-    gpus: int = 0
-    used: dict[str, Mapping[str, object]] = field(default_factory=dict)  # handle data by key
-
-    @property
-    def name(self) -> str:
-        """What handles call the host."""
-        return self.host.transport.host
-
-    def can(self, cpus: int, mem: int, gpus: int) -> bool:
-        """Whether a job could run here if it were alone."""
-        return cpus <= (self.slots or 0) and mem <= (self.mem or 0) and gpus <= self.gpus
-
-    def free(self) -> int:
-        """Slots that are free; negative when the host was overcommitted by another kernel."""
-        return (self.slots or 0) - sum(_number(data, "cpus") for data in self.used.values())
-
-    def free_memory(self) -> int:
-        """MiB that no job here has asked for."""
-        return (self.mem or 0) - sum(_number(data, "mem") for data in self.used.values())
-
-    def free_gpus(self) -> list[int]:
-        """Numbers of the accelerators that no job here has."""
-        taken = {
-            number
-            for data in self.used.values()
-            for number in str(data.get("gpus") or "").split(",")
-        }
-        return [number for number in range(self.gpus) if str(number) not in taken]
 
 
 class DirectExecutor(Executor):
@@ -122,6 +82,10 @@ class DirectExecutor(Executor):
         slots = [item.slots for item in self._all()]
         if any(count is not None and count < 1 for count in slots):
             raise ConfigError(f"slots of executor {self.name!r} must be at least 1.")
+        hosts = [item.host for item in self._all()]
+        for host in hosts if len(hosts) > 1 else ():
+            host.holds = False  # nobody knows yet where the next task will run
+        self.capabilities = replace(self.capabilities, holds=hosts[0].holds)
         if all(slots):
             most = sum(count or 0 for count in slots) * self.limits.pack
             self.limits = replace(self.limits, max_in_flight=most)
@@ -350,6 +314,21 @@ class DirectExecutor(Executor):
             async for outcome in item.host.collect(group, self._spool):
                 yield outcome
 
+    async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
+        """From the host where the job ran."""
+        await self._of(handle).fetch(handle.key, digest, target)
+
+    async def missing_held(self, handle: JobHandle, digests: Sequence[str]) -> set[str]:
+        """Looked up on the host where the job ran."""
+        return await self._of(handle).lacking(digests)
+
+    def _of(self, handle: JobHandle) -> JobHost:
+        for item, _ in self._by_host([handle]):
+            return item.host
+        raise ConfigError(
+            f"Executor {self.name!r} is not configured for {handle.data.get('host')}."
+        )
+
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Output so far."""
         for item, _ in self._by_host([handle]):
@@ -375,11 +354,6 @@ async def _together(questions: Iterable[Awaitable[T]]) -> list[T | Exception]:
             raise answer
         answers.append(answer)
     return answers
-
-
-def _number(data: Mapping[str, object], name: str) -> int:
-    value = data.get(name)
-    return value if isinstance(value, int) else 0
 
 
 def _refusal(key: str, troubles: Mapping[str, Exception]) -> RunOutcome:

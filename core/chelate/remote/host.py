@@ -21,7 +21,7 @@ from chelate.api import (
     TransientError,
     Unknown,
 )
-from chelate.remote import collecting, staging
+from chelate.remote import collecting, holding, staging
 from chelate.remote.environment import Environment
 from chelate.remote.sights import HostReport, Prepared, Sight, job_id, store_id
 from chelate.remote.tools import NO_AGENT, NO_ROOT, UNFIT, probe_command, tools
@@ -63,6 +63,9 @@ class JobHost:
             (``"on_success"``), ``"always"`` or ``"never"``.
         keep: seconds after which :meth:`sweep` removes what was left of jobs that are over, and
             values that nobody used.
+        results: where large results go that only later tasks of the same executor take:
+            ``"host"`` leaves them there until they are needed elsewhere (30 days after their last
+            use :meth:`sweep` removes them), ``"store"`` brings them home at once.
     """
 
     def __init__(
@@ -75,9 +78,12 @@ class JobHost:
         grace: float = 10.0,
         cleanup: str = "on_success",
         keep: float = 7 * 86400.0,
+        results: str = "store",
     ) -> None:
         if cleanup not in CLEANUPS:
             raise ConfigError(f"cleanup={cleanup!r} must be one of {', '.join(CLEANUPS)}.")
+        if results not in ("host", "store"):
+            raise ConfigError(f"results={results!r} must be 'host' or 'store'.")
         for name, value in (("root", root), ("workdir", workdir)):
             if value is not None and not _is_folder(value):
                 raise ConfigError(f"{name}={value!r} must be an absolute path, or one below ~/.")
@@ -88,6 +94,7 @@ class JobHost:
         self.grace = grace
         self.cleanup = cleanup
         self.keep = keep
+        self.holds = results == "host"
         self.present: set[str] = set()  # digests that the host is known to have
         self._report: HostReport | None = None
         self._secret = b""
@@ -311,6 +318,14 @@ class JobHost:
         """
         return collecting.collect(self, handles, spool)
 
+    async def fetch(self, key: str, digest: str, target: Path) -> None:
+        """See :meth:`Executor.fetch_held`; ``key`` is the job's."""
+        await holding.fetch(self, key, digest, target)
+
+    async def lacking(self, digests: Sequence[str]) -> set[str]:
+        """Which of these values the host has not."""
+        return set((await self.call("missing", {"digests": list(digests)}))["missing"])
+
     async def logs(self, key: str, stream: str, offset: int, limit: int) -> bytes:
         """Part of ``"stdout"`` or ``"stderr"`` of the tasks, or of ``"script"`` (what prerun and
         the environment printed), ``"supervisor"`` or ``"scheduler"`` (a file ``scheduler.log`` in
@@ -331,7 +346,8 @@ class JobHost:
     async def sweep(self) -> int:
         """Remove jobs that are over and values not used for ``keep`` seconds; how many."""
         self._swept = time.monotonic()
-        answer = await self.call("sweep", {"keep": self.keep, "tools": tools().digest})
+        request = {"keep": self.keep, "hold": holding.HOLD, "tools": tools().digest}
+        answer = await self.call("sweep", request)
         self.present.clear()
         return int(answer["removed"])
 

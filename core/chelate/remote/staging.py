@@ -50,6 +50,7 @@ async def prepare(
     script = host.environment.script()
     answers: dict[str, Answer] = {}
     wanted: list[Job] = []
+    held: set[str] = set()
     needed: dict[str, BlobReader | bytes] = {digest_bytes(script): script}
     for job in jobs:
         refused = _mismatch(host, report, job) or _unreadable(job)
@@ -59,14 +60,26 @@ async def prepare(
         wanted.append(job)
         for task in job.tasks:
             needed.update(dict.fromkeys(task.inputs, job.blobs))
+            held |= task.held
         if job.code is not None:
             needed[job.code] = job.blobs
-    specs = [_spec(host, job, digest_bytes(script), variables.get(job.key) or {}) for job in wanted]
     if wanted:
         sent = False
         try:
             for _ in range(2):  # the second time when values were removed that had been there
                 missing = await _missing(host, needed)
+                # What has come home since the task was made can be sent after all.
+                gone = {d for d in held.intersection(missing) if _stays_away(d, needed[d])}
+                if gone:
+                    missing = [digest for digest in missing if digest not in gone]
+                    answers.update(_lost(host, wanted, gone))
+                    wanted = [job for job in wanted if job.key not in answers]
+                    if not wanted:
+                        break
+                specs = [
+                    _spec(host, job, digest_bytes(script), variables.get(job.key) or {})
+                    for job in wanted
+                ]
                 sent = True
                 request = {
                     "start": start,
@@ -115,6 +128,30 @@ async def _missing(host: JobHost, needed: Mapping[str, BlobReader | bytes]) -> l
     return missing
 
 
+def _stays_away(digest: str, source: BlobReader | bytes) -> bool:
+    return not isinstance(source, bytes) and source.path(digest) is None
+
+
+def _lost(host: JobHost, jobs: Sequence[Job], gone: set[str]) -> dict[str, Rejected]:
+    """Refusals of jobs that take results which stayed on the host and are no longer there."""
+    refused: dict[str, Rejected] = {}
+    for job in jobs:
+        for task in job.tasks:
+            for node, digest in task.call["values"].items():
+                if digest in gone:
+                    text = (
+                        f"The result of node {node}, which task {task.name!r} takes, stayed on "
+                        f"{host.transport.host} and is no longer there (value {digest}, "
+                        f"{job.blobs.size(digest):,} bytes). Run that node again: ct.redispatch "
+                        "with reuse_previous_results=True runs what is gone."
+                    )
+                    lost = gone.intersection(task.inputs)
+                    refused[job.key] = Rejected(
+                        job.key, Reason.RESULT_MISSING, text, frozenset(lost)
+                    )
+    return refused
+
+
 def _spec(host: JobHost, job: Job, script: str, variables: Mapping[str, str]) -> dict[str, Any]:
     return {
         "v": 1,
@@ -136,6 +173,7 @@ def _spec(host: JobHost, job: Job, script: str, variables: Mapping[str, str]) ->
                 "key": task.key,
                 "inputs": list(task.inputs),
                 "call": task.call,
+                "stay": host.holds and task.stay,
                 "context": {
                     **task.context,
                     "dispatch_id": task.dispatch_id,

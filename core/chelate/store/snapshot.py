@@ -25,6 +25,7 @@ from chelate.store import statements as sql
 from chelate.store.database import Database
 from chelate.store.rows import decode_dispatch, decode_node
 from chelate.store.tables import METADATA
+from chelate.store.values import HELD
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -122,6 +123,12 @@ class SQLSnapshot:
             found = path.stat()
             whole = not hashed or _matches(path)
             yield path.name, found.st_size, whole, max(0.0, time.time() - found.st_mtime)
+
+    def held(self) -> Iterator[str]:
+        facts = sql.facts.c
+        for name, text in self._rows(select(facts.name, facts.value)):
+            if name.startswith(HELD) and "gone" not in json.loads(text):
+                yield name.removeprefix(HELD)
 
     def read(self, digest: str) -> bytes:
         query = select(sql.blobs.c.data).where(sql.blobs.c.digest == digest)

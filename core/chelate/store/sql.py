@@ -34,7 +34,7 @@ from chelate.store.rows import (
     encode_node,
 )
 from chelate.store.sqlite import SQLiteDatabase
-from chelate.store.values import StoredValues
+from chelate.store.values import HELD, StoredValues
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -272,6 +272,7 @@ class SQLStore(StoredValues):
             if requests:
                 return requests
             sql.add_blobs(connection, small)
+            sql.set_facts(connection, {HELD + name: note for name, note in commit.held.items()})
             sql.add_dispatches(connection, [encode_dispatch(item) for item in created.values()])
             sql.put_nodes(connection, nodes)
             sql.put_dispatches(connection, dispatches)

@@ -348,6 +348,14 @@ class Statements:
         """The JSON text of a fact."""
         return connection.execute(select(facts.c.value).where(facts.c.name == name)).scalar()
 
+    def facts_named(self, connection: Connection, names: Iterable[str]) -> dict[str, Any]:
+        """The values of those facts that are there."""
+        found: dict[str, Any] = {}
+        for chunk in _chunks(names):
+            query = select(facts.c.name, facts.c.value).where(facts.c.name.in_(chunk))
+            found.update((row[0], json.loads(row[1])) for row in connection.execute(query))
+        return found
+
     def set_facts(self, connection: Connection, values: Mapping[str, Any] | None) -> None:
         """Write facts, in the order of their names; None removes one."""
         for name, value in sorted((values or {}).items()):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from chelate.api import (
+    BlobHeldError,
     BlobMissingError,
     ConfigError,
     ResultStore,
@@ -18,14 +19,19 @@ from chelate.store.blobs import BlobFiles, RecentBlobs, require_digest
 from chelate.store.database import Database
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from chelate.store.statements import Statements
 
-__all__ = ["StoredValues"]
+__all__ = ["HELD", "StoredValues"]
+
+HELD = "held:"  # begins the name of the fact that says where a value stays
 
 
 class StoredValues(ResultStore):
     """The half of the SQL store that reads and writes values; the other half sets it up."""
 
+    can_hold = True
     home: Path
     _database: Database
     _files: BlobFiles
@@ -65,7 +71,41 @@ class StoredValues(ResultStore):
         lacking = wanted - self._database.read(
             lambda link: self._sql().blob_sizes(link, sorted(wanted)).keys()
         )
-        return {digest for digest in lacking if self.path(digest) is None}
+        lacking = {digest for digest in lacking if self.path(digest) is None}
+        return lacking - self.held(lacking).keys() if lacking else lacking
+
+    def _notes(self, digests: Iterable[str]) -> dict[str, dict[str, Any]]:
+        names = [HELD + digest for digest in digests]
+        found = self._database.read(lambda link: self._sql().facts_named(link, names))
+        return {name.removeprefix(HELD): note for name, note in found.items()}
+
+    def held(self, digests: Iterable[str] | None) -> dict[str, dict[str, Any]]:
+        """Values that stay elsewhere; what came here meanwhile, or is known to be gone, is not
+        among them."""
+        if digests is None:
+            rows = self._database.read(lambda link: self._sql().facts(link, HELD))
+            digests = [name.removeprefix(HELD) for name, _ in rows]
+        noted = {name: note for name, note in self._notes(digests).items() if "gone" not in note}
+        if not noted:
+            return noted
+        inline = self._database.read(lambda link: self._sql().blob_sizes(link, list(noted)))
+        return {
+            digest: note
+            for digest, note in noted.items()
+            if digest not in inline and self.path(digest) is None
+        }
+
+    def unhold(self, digest: str, *, gone: bool) -> None:
+        """Forget where a value stayed, or remember that it is gone there."""
+        name = HELD + digest
+        sql = self._sql()
+
+        def work(link: Connection) -> None:
+            note = sql.facts_named(link, [name]).get(name)
+            if note is not None:
+                sql.set_facts(link, {name: {**note, "gone": True} if gone else None})
+
+        self._database.write(work)
 
     def put_file(self, digest: str, path: Path, *, move: bool) -> None:
         """Store a large value. A copy is checked against ``digest``; a moved file is the
@@ -133,6 +173,14 @@ class StoredValues(ResultStore):
     def _existing(self, digest: str) -> Path:
         path = self.path(digest)
         if path is None:
+            note = self._notes([digest]).get(digest)
+            if note is not None:
+                where = f"The value {digest} stayed with executor {note['executor']}"
+                if "gone" in note:
+                    raise BlobMissingError(
+                        f"{where}, and is no longer there. Redispatch the workflow that made it."
+                    )
+                raise BlobHeldError(f"{where}; reading its task's result brings it here.")
             raise BlobMissingError(
                 f"The stored value {digest} is neither in {self._database.place} nor in "
                 f"{self._files.folder}: its file was removed, or this home is not the one that "
@@ -142,4 +190,9 @@ class StoredValues(ResultStore):
 
     def size(self, digest: str) -> int:
         size = self._database.read(lambda link: self._sql().blob_sizes(link, [digest])).get(digest)
-        return self._existing(digest).stat().st_size if size is None else size
+        if size is not None:
+            return size
+        try:
+            return self._existing(digest).stat().st_size
+        except BlobHeldError:
+            return int(self._notes([digest])[digest]["size"])

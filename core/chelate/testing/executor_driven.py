@@ -23,6 +23,7 @@ ABILITIES: Mapping[str, str] = {
     "detached": "jobs outlive the process that started them",
     "claims": "a key can be kept from ever starting",
     "listing": "the jobs of a store can be listed",
+    "holds": "large results stay where they were made until they are fetched",
     "crash": "a task that takes its process down is told from one that raised",
     "outage": "the way to the backend can be cut (override `outage`)",
     "output": "stdout and stderr are brought back",
@@ -47,6 +48,8 @@ def driven(*needs: str) -> Callable[[Scenario], Callable[[Any, Bench], None]]:
             for need in needs:
                 if need in self.cannot:
                     pytest.skip(f"cannot {need}: {self.cannot[need]}")
+            if "holds" in needs and not bench.executor.capabilities.holds:
+                pytest.skip("cannot holds: by its capabilities, every result comes home")
             bench.drive(scenario(self, bench))
 
         test.__name__ = scenario.__name__

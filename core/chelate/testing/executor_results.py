@@ -7,10 +7,14 @@ import json
 import time
 from typing import Any
 
+import pytest
+
 from chelate.bundle import Bundle
 from chelate.client.codec import load_value, pickle_lattice
 from chelate.client.lattice import Lattice
-from chelate.contracts.executor import JobState, Outcome
+from chelate.contracts.executor import JobHandle, JobState, Outcome, Rejected, Task
+from chelate.digest import digest_bytes
+from chelate.errors import BlobMissingError
 from chelate.model import Reason
 from chelate.testing.executor_bench import Bench, value_of
 from chelate.testing.executor_driven import ExecutorTests, driven
@@ -39,6 +43,63 @@ class ResultTests(ExecutorTests):
         outcome = await bench.outcome(lambda given: given[::-1], data)
         assert value_of(outcome) == data[::-1]
         assert outcome.digest is not None, "the worker digests what it writes; pass that on"
+
+    @driven("holds")
+    async def test_a_large_result_stays_until_it_is_fetched(self, bench: Bench) -> None:
+        def made() -> bytes:
+            return bytes(range(256)) * (LARGE // 256)
+
+        async def kept(task: Task) -> tuple[JobHandle, Outcome]:
+            task.stay = True
+            (handle,) = await bench.accepted(bench.pack([task]))
+            outcome = (await bench.outcomes([handle]))[task.key]
+            await bench.release([handle])
+            return handle, outcome
+
+        _, small = await kept(bench.task(len, b"12"))
+        assert value_of(small) == 2, "small results come home"
+        task = bench.task(made)
+        handle, outcome = await kept(task)
+        assert outcome.ok, outcome.error
+        assert outcome.payload is None
+        digest, size = outcome.digest or "", outcome.held or 0
+        assert size > LARGE
+        absent = "0" * 64
+        assert await bench.executor.missing_held(handle, [digest, absent]) == {absent}
+
+        later = bench.task(lambda data: data[:3], b"")  # it takes what nobody but the host has
+        later.call["values"]["0"] = digest
+        later.inputs = (later.inputs[0], digest)
+        later.held = frozenset({digest})
+        (second,) = await bench.accepted(bench.pack([later]))
+        assert value_of((await bench.outcomes([second]))[later.key]) == b"\0\1\2"
+
+        other = bench.make()
+        await other.open()
+        try:
+            target = bench.folder / "fetched"
+            for left in (None, size // 2, size):  # again and again, behind what came before
+                if left is not None:
+                    with target.open("r+b") as file:
+                        file.truncate(left)
+                await other.fetch_held(handle, digest, target)
+                assert digest_bytes(target.read_bytes()) == digest
+            with pytest.raises(BlobMissingError):
+                await other.fetch_held(handle, absent, bench.folder / "absent")
+        finally:
+            await other.close()
+
+    @driven("holds")
+    async def test_a_task_whose_input_is_gone_is_refused(self, bench: Bench) -> None:
+        task = bench.task(len, b"")
+        gone = digest_bytes(b"what nobody has")
+        task.call["values"]["0"] = gone
+        task.inputs, task.held = (task.inputs[0], gone), frozenset({gone})
+        (answer,) = await bench.run(bench.pack([task]))
+        assert isinstance(answer, Rejected)
+        assert answer.reason is Reason.RESULT_MISSING
+        assert answer.gone == {gone}
+        assert gone in answer.message
 
     @driven()
     async def test_the_function_may_be_a_closure(self, bench: Bench) -> None:

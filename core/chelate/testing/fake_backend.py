@@ -24,11 +24,11 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from chelate.contracts.executor import Job, Outcome, Task
+from chelate.contracts.executor import HOLD_FROM, Job, Outcome, Task
 from chelate.digest import digest_bytes
 from chelate.errors import TransientError
 from chelate.executors import process_tree
@@ -102,6 +102,12 @@ class FakeJob:
     def ended(self, number: int) -> bool:
         """Whether a task has written its outcome."""
         return self.part(number, "outcome.json").exists()
+
+    def stays(self, number: int, payload: object) -> bool:
+        """Whether a task's result may stay with the backend, and is worth it."""
+        wish = self.document.get("stay", ())
+        large = isinstance(payload, bytes) and len(payload) >= HOLD_FROM
+        return large and bool(wish) and bool(wish[number])
 
     def outcome(self, number: int) -> Outcome:
         """How a task ended; one without an outcome of its own was killed or died."""
@@ -266,7 +272,12 @@ class FakeBackend:
                     part = values / f"{digest}.{os.getpid()}.{threading.get_ident()}"
                     part.write_bytes(job.blobs.read(digest))
                     part.rename(target)
-        document = {"key": job.key, "store": job.store, "tasks": [task.key for task in job.tasks]}
+        document = {
+            "key": job.key,
+            "store": job.store,
+            "tasks": [task.key for task in job.tasks],
+            "stay": [task.stay for task in job.tasks],
+        }
         for number, task in enumerate(job.tasks):
             self._note("run", task.key)
             if self.answer is not None:
@@ -277,6 +288,19 @@ class FakeBackend:
         part.write_text(json.dumps(document))
         part.rename(claimed.folder / "job.json")
         return claimed
+
+    def value(self, digest: str) -> Path:
+        """Where the backend has a value, if it has."""
+        return self.folder / "values" / digest
+
+    def keep(self, outcome: Outcome) -> Outcome:
+        """Let a result stay with the backend."""
+        data = outcome.payload
+        assert isinstance(data, bytes)
+        digest = digest_bytes(data)
+        self.value(digest).parent.mkdir(parents=True, exist_ok=True)
+        self.value(digest).write_bytes(data)
+        return replace(outcome, payload=None, digest=digest, held=len(data))
 
     def start_later(self, job: Job, seconds: float) -> None:
         """Act on a request only after a while, whoever has given up on it."""

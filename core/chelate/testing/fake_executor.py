@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from chelate.contracts.executor import (
@@ -26,7 +27,7 @@ from chelate.contracts.executor import (
     RunOutcome,
     Unknown,
 )
-from chelate.errors import ConfigError, StoreError, TransientError
+from chelate.errors import BlobMissingError, ConfigError, StoreError, TransientError
 from chelate.model import Reason, Resources
 from chelate.testing.fake_backend import FakeBackend, FakeJob, Fault
 
@@ -62,6 +63,7 @@ class FakeExecutor(Executor):
         cancel_task=True,
         claims=True,
         listing=True,
+        holds=True,
     )
 
     def __init__(
@@ -109,6 +111,10 @@ class FakeExecutor(Executor):
                 return Unknown(job.key, str(error))
             return Deferred(job.key, str(error), error.retry_after)
         backend = self.backend
+        gone = {d for task in job.tasks for d in task.held if not backend.value(d).exists()}
+        if gone:
+            text = f"Results that stayed with the fake backend are gone: {', '.join(sorted(gone))}."
+            return Rejected(job.key, Reason.RESULT_MISSING, text, frozenset(gone))
         if fault is not None and kind == "late_delivery":
             backend.start_later(job, fault.delay)
             return Unknown(job.key, "The request timed out.")
@@ -239,9 +245,29 @@ class FakeExecutor(Executor):
             for number, key in enumerate(job.tasks):
                 outcome = self.backend.answered(key) or job.outcome(number)
                 payload = outcome.payload
-                if kind == "truncated_output" and isinstance(payload, bytes):
+                if self.capabilities.holds and job.stays(number, payload):
+                    outcome = self.backend.keep(outcome)
+                elif kind == "truncated_output" and isinstance(payload, bytes):
                     outcome = replace(outcome, payload=payload[: len(payload) // 2])
                 yield outcome
+
+    async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
+        """From the backend's values; cut in the middle, only half of what was left comes."""
+        _, kind = await self._meet("fetch", [handle.key])
+        try:
+            data = self.backend.value(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise BlobMissingError(f"The value {digest} is gone.") from error
+        with target.open("ab") as file:
+            left = data[file.tell() :]
+            file.write(left[: len(left) // 2] if kind == "truncated_output" else left)
+        if kind == "truncated_output":
+            raise TransientError("The fake backend's answer was cut off.")
+
+    async def missing_held(self, handle: JobHandle, digests: Sequence[str]) -> set[str]:
+        """Values that the backend has not."""
+        await self._meet("lacking", [handle.key])
+        return {digest for digest in digests if not self.backend.value(digest).exists()}
 
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Part of the first task's output."""

@@ -13,7 +13,7 @@ import pytest
 
 from chelate.contracts.store import Commit, DispatchFilter, ResultStore
 from chelate.digest import digest_bytes
-from chelate.errors import BlobMissingError
+from chelate.errors import BlobHeldError, BlobMissingError
 from chelate.model import DispatchRecord, NodeRecord, NodeStatus
 
 __all__ = ["StoreFactory", "StoreValues"]
@@ -90,6 +90,39 @@ class StoreValues:
             for call in (store.read, store.size, store.stream):
                 with pytest.raises(BlobMissingError, match=absent):
                     call(absent)
+
+    def test_a_value_that_stays_elsewhere_is_no_missing_one(
+        self, make_store: StoreFactory, tmp_path: Path
+    ) -> None:
+        values = {digest_bytes(data): data for data in (b"x" * self.large, b"y" * self.large)}
+        came, gone = values
+        note = {"executor": "far {}", "size": self.large, "handle": {"key": "k"}}
+        with self.opened(make_store) as store:
+            if not store.can_hold:
+                pytest.skip("cannot hold: this store takes every value itself")
+            kernel = store.claim_kernel()
+            assert store.commit(kernel, Commit(held=dict.fromkeys(values, note)), 0) == []
+        with self.opened(make_store) as store:
+            assert store.missing_blobs(values) == set()
+            assert store.held([came]) == {came: note}
+            assert store.held(None).keys() == values.keys()
+            assert store.size(came) == self.large
+            assert store.path(came) is None
+            for call in (store.read, store.stream):
+                with pytest.raises(BlobHeldError, match=came):
+                    call(came)
+            source = tmp_path / "fetched"
+            source.write_bytes(values[came])
+            store.put_file(came, source, move=True)  # by whatever way
+            assert store.held(None).keys() == {gone}
+            store.unhold(came, gone=False)
+            store.unhold(gone, gone=True)
+            assert store.held(None) == {}
+            assert store.missing_blobs(values) == {gone}
+            assert store.read(came) == values[came]
+            with pytest.raises(BlobMissingError, match="no longer there") as missing:
+                store.read(gone)
+            assert not isinstance(missing.value, BlobHeldError)
 
     def test_a_file_is_copied_or_moved(self, make_store: StoreFactory, tmp_path: Path) -> None:
         with self.opened(make_store) as store:

@@ -63,8 +63,9 @@ def main(arguments: "list[str]") -> int:
         else:
             root = os.path.dirname(os.path.dirname(TOOLS))
             files.ensure_root(root)
-            if verb == "fetch":
-                fetching.fetch(root, request, lambda head, body: _send(out, head, body))
+            if verb in ("fetch", "value"):
+                bring = fetching.fetch if verb == "fetch" else fetching.value
+                bring(root, request, lambda head, body: _send(out, head, body))
                 answer = {}
             elif verb == "put":
                 answer = _put(root, request, source)
@@ -355,6 +356,7 @@ VERBS = {
     "forbid": _forbid,
     "list": _listing,
     "logs": fetching.logs,
+    "let_go": fetching.let_go,
     "release": cleaning.release,
     "sweep": cleaning.sweep,
 }

@@ -140,8 +140,11 @@ def _clear(folder: str) -> None:
 
 
 def sweep(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
-    """Remove what nobody has used for ``keep`` seconds: jobs that are over, values, old tools."""
+    """Remove what nobody has used for ``keep`` seconds: jobs that are over, values, old tools;
+    and after ``hold`` seconds values that nobody has fetched."""
     before = time.time() - request["keep"]
+    longer = min(before, time.time() - request["hold"])
+    held = _held(root, longer)
     removed = 0
     for name in os.listdir(os.path.join(root, "jobs")):
         folder = os.path.join(root, "jobs", name)
@@ -152,7 +155,8 @@ def sweep(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
         for name in os.listdir(os.path.join(root, "cas", prefix)):
             path = os.path.join(root, "cas", prefix, name)
             half = name.endswith(".part") and os.path.getmtime(path) < time.time() - STALE
-            whole = re.match(r"[0-9a-f]{64}\Z", name) and os.path.getmtime(path) < before
+            limit = longer if name in held else before
+            whole = re.match(r"[0-9a-f]{64}\Z", name) and os.path.getmtime(path) < limit
             if half or (whole and not _is_needed(root)):
                 try:
                     os.unlink(path)
@@ -169,6 +173,22 @@ def sweep(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
                 _clear(path)
                 removed += 1
     return {"removed": removed}
+
+
+def _held(root: str, before: float) -> "set[str]":
+    """Values that stay here for somebody. What was not used since ``before`` has no claim."""
+    found = set()
+    for name in os.listdir(os.path.join(root, "held")):
+        digest = name.partition(".")[0]
+        try:
+            fresh = os.path.getmtime(files.blob_path(root, digest)) >= before
+        except FileNotFoundError:
+            fresh = False
+        if fresh:
+            found.add(digest)
+        else:
+            os.unlink(os.path.join(root, "held", name))
+    return found
 
 
 def _is_needed(root: str) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 
 from . import files
 
-__all__ = ["fetch", "logs"]
+__all__ = ["fetch", "let_go", "logs", "value"]
 
 CHUNK = 256 * 1024
+STAY = 1024 * 1024  # results of so many bytes may stay here
 HEAD, TAIL = 64 * 1024, 1024 * 1024  # of a very long output the middle is left out
 
 
@@ -23,10 +24,13 @@ def fetch(root: str, request: "dict[str, Any]", send: Any) -> None:
         run = claim["run"]
         have = request["have"].get(name) or {}
         for index in range(len(spec["tasks"])):
-            _task(root, folder, name, run, index, int(have.get(str(index), 0)), send)
+            stay = spec["tasks"][index].get("stay", False)
+            _task(root, folder, name, run, index, int(have.get(str(index), 0)), stay, send)
 
 
-def _task(root: str, folder: str, name: str, run: int, index: int, offset: int, send: Any) -> None:
+def _task(
+    root: str, folder: str, name: str, run: int, index: int, offset: int, stay: bool, send: Any
+) -> None:
     try:
         with open(files.record_path(folder, run, index), "rb") as file:
             record = file.read().decode()
@@ -36,25 +40,59 @@ def _task(root: str, folder: str, name: str, run: int, index: int, offset: int, 
     outputs = [_output(os.path.join(place, "{}.{}".format(s, index))) for s in ("stdout", "stderr")]
     head = {"id": name, "index": index, "record": record, "size": -1, "offset": offset}
     head["stdout"], head["stderr"] = map(len, outputs)
-    digest = json.loads(record.partition("\n")[2]).get("digest") if record else None
-    value = None
-    if digest is not None:
-        path = files.blob_path(root, digest)
-        files.touch(path)
-        try:
-            value = open(path, "rb")
-        except FileNotFoundError:
-            value = None
-    if value is None:
+    document = json.loads(record.partition("\n")[2]) if record else {}
+    digest = document.get("digest")
+    found = _open(root, digest) if digest is not None else None
+    if digest is None or found is None:
         send(head, outputs)
         return
-    with value:
-        size = value.seek(0, os.SEEK_END)
-        if offset > size:
-            offset = head["offset"] = 0
-        head["size"] = size - offset
-        value.seek(offset)
-        send(head, _pieces(outputs, value, size - offset))
+    with found:
+        size = found.seek(0, os.SEEK_END)
+        if stay and size >= STAY and not document.get("graph"):
+            open(files.pin_path(root, digest, name), "ab").close()
+            head["held"] = size
+            send(head, outputs)
+            return
+        _rest(head, outputs, found, size, offset, send)
+
+
+def _open(root: str, digest: str) -> Any:
+    path = files.blob_path(root, digest)
+    files.touch(path)
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        return None
+
+
+def _rest(
+    head: "dict[str, Any]", outputs: "list[bytes]", found: Any, size: int, offset: int, send: Any
+) -> None:
+    if offset > size:
+        offset = 0
+    head["offset"] = offset
+    head["size"] = size - offset
+    found.seek(offset)
+    send(head, _pieces(outputs, found, size - offset))
+
+
+def value(root: str, request: "dict[str, Any]", send: Any) -> None:
+    """A value from an offset on; the size is -1 when it is not here."""
+    found = _open(root, request["digest"])
+    if found is None:
+        send({"size": -1}, ())
+        return
+    with found:
+        _rest({}, [], found, found.seek(0, os.SEEK_END), request["offset"], send)
+
+
+def let_go(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
+    """A result that stayed here has been fetched."""
+    try:
+        os.unlink(files.pin_path(root, request["digest"], request["job"]))
+    except FileNotFoundError:
+        pass
+    return {}
 
 
 def _pieces(outputs: "list[bytes]", value: Any, size: int) -> Any:

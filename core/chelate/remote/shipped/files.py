@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = [
     "Refusal", "append_log", "blob_path", "claim_of", "ensure_root", "fresh_spec", "is_over",
-    "job_folder", "key_of", "marker", "read_json", "read_signed", "record_path", "secret_of",
-    "signed", "take_claim", "touch", "write_done", "write_whole",
+    "job_folder", "key_of", "marker", "pin_path", "read_json", "read_signed", "record_path",
+    "secret_of", "signed", "take_claim", "touch", "write_done", "write_whole",
 ]  # fmt: skip
 
 _ID = re.compile(r"[0-9a-f]{40}\Z")
@@ -39,7 +39,7 @@ def ensure_root(root: str) -> str:
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         about = os.stat(path)
-        for name in ("jobs", "cas", "stores", "code", "tools"):
+        for name in ("jobs", "cas", "stores", "code", "tools", "held"):
             os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -99,6 +99,13 @@ def blob_path(root: str, digest: str) -> str:
     if not _DIGEST.match(digest):
         raise Refusal("SPEC", "{!r} is not a digest.".format(digest))
     return os.path.join(root, "cas", digest[:2], digest)
+
+
+def pin_path(root: str, digest: str, name: str) -> str:
+    """The empty file that says: this job's result was not fetched."""
+    if not _DIGEST.match(digest) or not _ID.match(name):
+        raise Refusal("SPEC", "{!r} is not the result of a job.".format(digest))
+    return os.path.join(root, "held", "{}.{}".format(digest, name))
 
 
 def marker(root: str, store: str, identifier: str) -> str:

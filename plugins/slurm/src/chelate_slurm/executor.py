@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,6 +75,9 @@ class SlurmExecutor(Executor):
         workdir: folder that tasks start in; default: a fresh one per job.
         python, conda, venv, modules, env_vars, prerun, postrun: what tasks find around them.
         cleanup: which job folders go away: ``"on_success"``, ``"always"`` or ``"never"``.
+        results: where large results go that only later tasks of this executor take: ``"host"``
+            leaves them below ``root`` until somebody needs them elsewhere, ``"store"`` brings
+            them home when the task ends, and nothing depends on the cluster after that.
         max_jobs: the most jobs at one time.
         poll_min, poll_max: seconds between two looks.
         gather: seconds for which ready tasks wait for others to go with them.
@@ -149,6 +153,7 @@ class SlurmExecutor(Executor):
         prerun: str | list[str] | None = None,
         postrun: str | list[str] | None = None,
         cleanup: str = "on_success",
+        results: str = "host",
         max_jobs: int = 8000,
         poll_min: float = 10.0,
         poll_max: float = 120.0,
@@ -192,7 +197,9 @@ class SlurmExecutor(Executor):
             environment=self._environment,
             workdir=workdir,
             cleanup=cleanup,
+            results=results,
         )
+        self.capabilities = replace(self.capabilities, holds=self._host.holds)
         self._controller = Controller(self._transport, slurm_bin, slurm_conf, clusters)
         self._lookup = Lookup(self.name, self._host, self._controller)
         self._submitter = Submitter(
@@ -283,6 +290,14 @@ class SlurmExecutor(Executor):
         async with aclosing(self._watcher.collect(handles, self._spool)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
+
+    async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
+        """A result that stayed below ``root``."""
+        await self._host.fetch(handle.key, digest, target)
+
+    async def missing_held(self, handle: JobHandle, digests: Sequence[str]) -> set[str]:
+        """Which results are no longer below ``root``."""
+        return await self._host.lacking(digests)
 
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Output of the task so far; of a negative offset, counted from the end."""

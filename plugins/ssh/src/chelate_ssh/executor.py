@@ -54,6 +54,10 @@ class SSHExecutor(DirectExecutor):
         postrun: shell commands after each job, with ``CHELATE_EXIT_STATUS``.
         cleanup: which job folders are removed: ``"on_success"``, ``"always"`` or ``"never"``.
         keep: seconds after which what is left of finished jobs, and unused values, are removed.
+        results: where large results go that only later tasks on the same host take: ``"host"``
+            leaves them there until somebody needs them elsewhere, ``"store"`` brings them home
+            when the task ends, and nothing depends on the host after that. With several hosts,
+            always ``"store"``.
         grace: seconds between SIGTERM and SIGKILL when a task is stopped.
         poll_interval: the least number of seconds between looks at running jobs.
         password, passphrase: refused; options are stored, and secrets must not be.
@@ -94,6 +98,7 @@ class SSHExecutor(DirectExecutor):
         postrun: str | Sequence[str] = "",
         cleanup: str = "on_success",
         keep: float = 7 * 86400.0,
+        results: str = "host",
         grace: float = 10.0,
         poll_interval: float = 0.5,
         password: None = None,
@@ -149,6 +154,7 @@ class SSHExecutor(DirectExecutor):
                     grace=float(grace),
                     cleanup=cleanup,
                     keep=float(keep),
+                    results=results,
                 ),
                 **room,
             )
