@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from chelate.contracts.executor import Executor
-from chelate.errors import AuthenticationError, PluginContractError
+from chelate.errors import AuthenticationError, PluginContractError, TransientError
 from chelate.kernel.lane_report import FIRST_PAUSE, LAST_PAUSE, Complaints, LaneReport, sentence
 from chelate.kernel.world import World
 
@@ -134,12 +134,11 @@ class LaneCalls:
         finally:
             del self._waiters[waiter]
 
-    def trouble(self, text: str, *, unseen: bool = False) -> None:
-        """The executor cannot do its work at present, and why; told once when jobs are unseen."""
-        if unseen and not self._troubled:
-            notice = "Executor %s cannot see its jobs, which stay as they are until it can: %s"
-            _LOG.warning(notice, self.name, text)
+    def trouble(self, text: str, error: BaseException | None = None) -> None:
+        """The executor cannot do its work at present, and why."""
         self._troubled = True
+        told = None if isinstance(error, TransientError) else error  # it says all there is to say
+        self.complain(f"It has trouble, and its jobs stay as they are meanwhile: {text}", told)
         self.report(LaneReport(self.name, trouble=text))
 
     def fine(self) -> None:
@@ -180,7 +179,6 @@ class LaneCalls:
                 _LOG.info("Executor %s", self.name, exc_info=error)
                 if isinstance(error, AuthenticationError):
                     first, last = FIRST_PAUSE, LAST_PAUSE
-            self.complain(text)
             self.trouble(text)
             delay = min(max(first, 2 * delay), last)
             await asyncio.sleep(delay)

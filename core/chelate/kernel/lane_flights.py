@@ -217,7 +217,7 @@ class Flights:
     async def _digest(self, flights: list[Flight], report: PollReport) -> None:
         told = LaneReport(self._calls.name)
         if report.errors:
-            self._calls.trouble(str(report.errors[0]), unseen=True)
+            self._calls.trouble(str(report.errors[0]))
         else:
             self._calls.fine()
         collect: list[Flight] = []
@@ -314,7 +314,6 @@ class Flights:
             asked = [*doubts, *(key for flight in lost for key in flight.keys)]
             held = await self.take_claims(asked)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            self._calls.complain(f"forbid() failed: {sentence(error)}")
             self._calls.trouble(sentence(error))
             return
         told = LaneReport(self._calls.name)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chelate.contracts.executor import JobHandle
-from chelate.errors import TransientError
 from chelate.kernel import events as ev
 from chelate.kernel.lane_calls import LaneCalls
 from chelate.kernel.lane_flights import Flights, tell
@@ -167,9 +166,7 @@ class Stops:
 
     def _failed(self, keys: Sequence[str], error: Exception) -> None:
         text = sentence(error)
-        told = None if isinstance(error, TransientError) else error  # it says all there is to say
-        self._calls.complain(f"a cancel failed: {text}", told)
-        self._calls.trouble(text)
+        self._calls.trouble(f"A cancel failed: {text}", error)
         self._failures.update(dict.fromkeys(keys, f"the last answer was: {text.rstrip('.')}"))
 
     async def _cancel_part(self, handle: JobHandle, keys: list[str], *, force: bool) -> None:

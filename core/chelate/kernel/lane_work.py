@@ -204,8 +204,7 @@ class LaneWork:
             unanswered.clear()
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             message = sentence(error)
-            calls.trouble(message)
-            calls.complain(f"run() failed: {message}", error)
+            calls.trouble(message, error)
         for job in unanswered.values():
             _tell_all(self._answers(), job, ev.Unsure, message)
         self._asked = set()
