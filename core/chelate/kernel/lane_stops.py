@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chelate.contracts.executor import JobHandle
+from chelate.errors import TransientError
 from chelate.kernel import events as ev
 from chelate.kernel.lane_calls import LaneCalls
 from chelate.kernel.lane_flights import Flights, tell
