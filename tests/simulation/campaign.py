@@ -290,6 +290,7 @@ class _Story:
         universe, rng = self.universe, self.universe.random
         if rng.random() < 0.25:
             after = rng.choice((rng.uniform(0.0, 20.0), rng.uniform(10.0, 100.0)))
+            self.asked += 1
             universe.at(after, lambda: self.redispatch(parent, graph))
 
     def redispatch(self, parent: str, graph: Graph) -> None:
@@ -308,6 +309,7 @@ class _Story:
         self.examiner.counts["redispatches"] += 1
         dispatch_id = self._new_id()
         self.accept(dispatch_id, again, {"reuse_from": parent}, parent)
+        self.asked -= 1  # of the one that was to come
         self._maybe_again(dispatch_id, again)
 
     def cancel(self, dispatch_id: str, targets: list[int] | None) -> None:

@@ -207,7 +207,7 @@ class Examiner:
             row = rows[node.id]
             retry = graph.policies[node.policy].retry
             counted = [entry for entry in row.attempts if entry.get("counted", True)]
-            if len(counted) > retry.times + retry.infrastructure:
+            if len(counted) > retry.times + retry.losses:
                 blame(f"I16 {dispatch_id}:{node.id} was tried too often: {row.attempts}")
             if row.reused_from is not None:
                 self._reused(store, row, [rows[parent].output for parent in node.parents()])
