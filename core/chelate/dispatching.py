@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any
 
 from chelate.client.lattice import Lattice
+from chelate.client.options import Options
 from chelate.client.signature import Parameters
 from chelate.contracts.store import DispatchFilter
 from chelate.embedding import current, detaching
 from chelate.errors import ChelateError, ConfigError, UserError
 from chelate.gateway import LocalGateway
 from chelate.held import look_for_held
-from chelate.model import Status
+from chelate.model import INFRASTRUCTURE_RETRIES, ExecutorRef, Retry, Status
 from chelate.result import Result
 from chelate.targets import as_targets, check_dispatch_id
 
@@ -124,8 +125,10 @@ class Submission:
 
     def _defaults(self) -> dict[str, Any]:
         """What holds where neither electron nor lattice says anything."""
-        name = self._gateway.settings.default_executor
-        return {"executor": {"name": name, "options": {}}}
+        settings = self._gateway.settings
+        losses = settings.infrastructure_retries
+        retries = Retry(infrastructure=losses) if losses != INFRASTRUCTURE_RETRIES else None
+        return Options(ExecutorRef(settings.default_executor), retries=retries).to_json()
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {

@@ -15,6 +15,7 @@ from chelate.errors import ConfigError
 
 __all__ = [
     "FINAL",
+    "INFRASTRUCTURE_RETRIES",
     "DispatchRecord",
     "ExecutorRef",
     "NodeRecord",
@@ -56,6 +57,7 @@ class Status(_Word):
         return self in _FINAL_DISPATCH
 
 
+INFRASTRUCTURE_RETRIES = 3
 _FINAL_DISPATCH = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 
@@ -242,22 +244,27 @@ class Retry:
 
     The n-th wait is ``min(max_delay, delay * factor ** (n - 1))`` seconds. ``times`` counts the
     attempts after the first. Losses by the infrastructure have a budget of their own
-    (``infrastructure``), so that a preempted node does not use up the user's retries.
+    (``infrastructure``; None: the setting ``infrastructure_retries``), so that a preempted node
+    does not use up the user's retries.
     """
 
     times: int = 0
     delay: float = 1.0
     factor: float = 2.0
     max_delay: float = 60.0
-    infrastructure: int = 3
+    infrastructure: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("times", "infrastructure"):
-            value = getattr(self, name)
+        for name, value in (("times", self.times), ("infrastructure", self.losses)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(f"retries: {name}={value!r} must be a whole number, 0 or more.")
         if not (self.delay >= 0 and self.factor >= 1 and self.max_delay >= 0):
             raise ConfigError("retries: delay and max_delay must be 0 or more, factor 1 or more.")
+
+    @property
+    def losses(self) -> int:
+        """The budget for losses."""
+        return INFRASTRUCTURE_RETRIES if self.infrastructure is None else self.infrastructure
 
     def wait(self, failures: int) -> float:
         """Seconds to wait after the ``failures``-th failure (counted from 1)."""

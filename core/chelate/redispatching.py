@@ -19,7 +19,7 @@ from chelate.explaining import Explanation, is_unbuilt, plan_dispatch, stored_gr
 from chelate.gateway import LocalGateway
 from chelate.graph import Function, Graph, Kind, Node
 from chelate.held import look_for_held
-from chelate.model import ExecutorRef, TaskPolicy
+from chelate.model import Retry, TaskPolicy
 from chelate.reasons import same_code
 
 __all__ = ["Redispatch", "redispatch"]
@@ -210,9 +210,10 @@ class Redispatch:
         lattice = self._parent.lattice
         assert lattice is not None
         graph = Graph(self._parent.name, code=self._graph.code, metadata=self._graph.metadata)
-        defaults = self._parent.options.get("defaults") or {}
-        executor = defaults.get("workflow_executor") or {"name": "local", "options": {}}
-        graph.policies.append(TaskPolicy(ExecutorRef.from_json(executor)))
+        said = Options.from_json(self._parent.options.get("defaults"))
+        losses = Retry(infrastructure=said.retries.infrastructure) if said.retries else None
+        building = Options(said.workflow_executor, retries=losses)
+        graph.policies.append(building.policy())
         graph.functions.append(Function(lattice, self._parent.name))
         graph.nodes.append(
             Node(

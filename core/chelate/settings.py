@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chelate.errors import ConfigError
+from chelate.model import INFRASTRUCTURE_RETRIES
 
 __all__ = ["Settings", "default_home"]
 
@@ -197,7 +198,7 @@ class Settings:
     default_executor: str = "local"
     max_depth: int = 20
     exit_wait: bool = True
-    infrastructure_retries: int = 3
+    infrastructure_retries: int = INFRASTRUCTURE_RETRIES
     poll_interval: float = 0.5
     disable_plugins: tuple[str, ...] = ()
     allow_plugins: tuple[str, ...] | None = None

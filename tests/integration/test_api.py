@@ -17,6 +17,7 @@ import pytest
 from tests.integration.scripts import run
 
 import chelate as ct
+from chelate.embedding import current
 from chelate.executors.local import LocalExecutor
 
 
@@ -632,3 +633,34 @@ def test_a_full_disk_is_said_once_and_what_was_stored_stays(tmp_path):
         assert output.split() == ["full", "False", "5", "6"], errors
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "times", "losses"),
+    [(None, 0, 1), (2, 2, 1), (ct.Retry(times=2, infrastructure=5), 2, 5), (ct.Retry(4), 4, 1)],
+)
+def test_the_setting_for_losses_holds_where_a_task_says_nothing_of_them(said, times, losses):
+    @ct.electron(retries=said)
+    def one():
+        return 1
+
+    @ct.electron
+    @ct.lattice
+    def inner():
+        return one()
+
+    @ct.lattice
+    def outer():
+        return inner()
+
+    ct.configure(infrastructure_retries=1)
+    try:
+        result = ct.dispatch_sync(outer)()
+    finally:
+        ct.configure(infrastructure_retries=None)
+    child = result.get_node_result(0)["sublattice_result"]
+    for one_result in (result, child):
+        graph = current().graph(current().record(one_result.dispatch_id))
+        retry = graph.policies[graph.nodes[0].policy].retry
+        assert retry.losses == (losses if one_result is child else 1)
+    assert retry.times == times

@@ -567,7 +567,7 @@ def check(machine, ended, graph):
     for record in machine.records.values():
         spent = [entry for entry in record.attempts if entry.get("counted", True)]
         retry = machine.policy(record.node_id).retry
-        assert len(spent) <= retry.times + retry.infrastructure
+        assert len(spent) <= retry.times + retry.losses
 
 
 @settings(max_examples=150, deadline=None)

@@ -130,7 +130,7 @@ class Inside:
         spent = Counter(
             entry.get("reason") in losses for entry in row.attempts if entry.get("counted", True)
         )
-        for loss, allowed in ((False, retry.times), (True, retry.infrastructure)):
+        for loss, allowed in ((False, retry.times), (True, retry.losses)):
             if spent[loss] > allowed:
                 kind = "losses" if loss else "failures"
                 what = f"It was tried again after {spent[loss]} {kind}; {allowed} are allowed."

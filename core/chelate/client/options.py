@@ -70,6 +70,9 @@ class Options:
     def over(self, base: Options) -> Options:
         """These options, with what they leave unsaid taken from ``base``."""
         said = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+        if self.retries and base.retries and self.retries.infrastructure is None:
+            losses = base.retries.infrastructure
+            said["retries"] = replace(self.retries, infrastructure=losses)
         return replace(base, **said)
 
     def policy(self) -> TaskPolicy:

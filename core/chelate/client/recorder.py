@@ -19,6 +19,7 @@ from chelate.client.signature import Parameters
 from chelate.client.values import Values
 from chelate.errors import GraphError, RedispatchError
 from chelate.graph import Function, Graph, Kind, Node, Reference
+from chelate.model import Retry
 
 if TYPE_CHECKING:
     from chelate.client.electron import Electron
@@ -279,7 +280,9 @@ class Build(Values):
     # -- tables -------------------------------------------------------------------------------
 
     def _workflow_options(self) -> Options:
-        return Options(executor=self._defaults.workflow_executor, reuse=self._defaults.reuse)
+        said = self._defaults
+        losses = said.retries and Retry(infrastructure=said.retries.infrastructure)
+        return Options(executor=said.workflow_executor, retries=losses, reuse=said.reuse)
 
     def _function(
         self,

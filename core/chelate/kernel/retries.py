@@ -53,5 +53,5 @@ def verdict(
         entry.get("counted", True) and is_loss(Reason(entry["reason"]), kind) == lost
         for entry in record.attempts
     )
-    budget = retry.infrastructure if lost else retry.times
+    budget = retry.losses if lost else retry.times
     return retry.wait(blamed + 1) if blamed < budget else None
