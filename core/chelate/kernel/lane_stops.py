@@ -74,7 +74,7 @@ class Stops:
         for key, stop in due.items():
             if not stop.first:
                 stop.first, stop.tries = now, 0
-            harsh = stop.tries > 0 and now - stop.first >= grace
+            harsh = stop.tries > 0 and now >= stop.first + grace
             (forced if harsh else gentle).append(key)
             self._put_off(stop, now)
             if not harsh:
