@@ -49,7 +49,8 @@ class _Pause:
     def again(self) -> ChelateError:
         left = max(0.1, self.until - time.monotonic())
         if isinstance(self.error, UnreachableError):
-            return UnreachableError(str(self.error), retry_after=left)
+            # Asking earlier costs no login, and notices files that were mended.
+            return UnreachableError(str(self.error), retry_after=min(left, _LAST_WAIT))
         return type(self.error)(str(self.error))
 
 
