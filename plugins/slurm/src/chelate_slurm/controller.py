@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from chelate.api import ConfigError, TransientError
-from chelate.remote import Completed, Transport
+from chelate.remote import Completed, Transport, UnreachableError
 from chelate_slurm.answers import (
     ACCOUNTING,
     QUEUE,
@@ -71,7 +71,13 @@ class Controller:
         # What a login shell prints first is not the answer.
         marker = f"chelate-{os.urandom(8).hex()}"
         argv = ["sh", "-c", _CALL, "sh", marker, self._programs, self._conf, program, *arguments]
-        done = await self.transport.run(argv, stdin, timeout=timeout)
+        try:
+            done = await self.transport.run(argv, stdin, timeout=timeout)
+        except UnreachableError:
+            raise
+        except TransientError as error:
+            host = self.transport.host
+            raise TransientError(f"{program} on {host} gave no answer: {error}") from error
         if done.exit_status in (126, 127):
             where = f"in {self._programs} or " if self._programs else ""
             raise ConfigError(
