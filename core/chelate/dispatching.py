@@ -17,7 +17,7 @@ from chelate.embedding import current, detaching
 from chelate.errors import ChelateError, ConfigError, UserError
 from chelate.gateway import LocalGateway
 from chelate.held import look_for_held
-from chelate.model import INFRASTRUCTURE_RETRIES, ExecutorRef, Retry, Status
+from chelate.model import ExecutorRef, Retry, Status
 from chelate.result import Result
 from chelate.targets import as_targets, check_dispatch_id
 
@@ -127,7 +127,7 @@ class Submission:
         """What holds where neither electron nor lattice says anything."""
         settings = self._gateway.settings
         losses = settings.infrastructure_retries
-        retries = Retry(infrastructure=losses) if losses != INFRASTRUCTURE_RETRIES else None
+        retries = Retry(infrastructure=losses) if losses != Retry().losses else None
         return Options(ExecutorRef(settings.default_executor), retries=retries).to_json()
 
     def _options(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from chelate.errors import ConfigError
 
 __all__ = [
     "FINAL",
-    "INFRASTRUCTURE_RETRIES",
     "DispatchRecord",
     "ExecutorRef",
     "NodeRecord",
@@ -57,7 +56,6 @@ class Status(_Word):
         return self in _FINAL_DISPATCH
 
 
-INFRASTRUCTURE_RETRIES = 3
 _FINAL_DISPATCH = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 
 
@@ -264,7 +262,7 @@ class Retry:
     @property
     def losses(self) -> int:
         """The budget for losses."""
-        return INFRASTRUCTURE_RETRIES if self.infrastructure is None else self.infrastructure
+        return 3 if self.infrastructure is None else self.infrastructure
 
     def wait(self, failures: int) -> float:
         """Seconds to wait after the ``failures``-th failure (counted from 1)."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from chelate.errors import ConfigError
-from chelate.model import INFRASTRUCTURE_RETRIES
 
 __all__ = ["Settings", "default_home"]
 
@@ -198,7 +197,7 @@ class Settings:
     default_executor: str = "local"
     max_depth: int = 20
     exit_wait: bool = True
-    infrastructure_retries: int = INFRASTRUCTURE_RETRIES
+    infrastructure_retries: int = 3
     poll_interval: float = 0.5
     disable_plugins: tuple[str, ...] = ()
     allow_plugins: tuple[str, ...] | None = None

@@ -484,7 +484,7 @@ def sleepy_outer(path):
 
 @pytest.mark.parametrize(
     "bad",
-    [99, -1, True, 1.0, 10**30, float("nan"), "nobody", "", b"nap", {0: 1}, object(), [0.0],
+    [99, -1, True, 1.0, 10**30, float("nan"), "nobody", "", b"nap", {0: 1}, object, [0.0],
      [None], [[0]], [0, 99], ["nap", "nobody"], range(99)],
     ids=str,
 )  # fmt: skip

@@ -74,7 +74,7 @@ def test_refused_credentials_fail_no_task_and_are_tried_again_until_mended(
     assert "paused" in text
     assert "The key has expired. Mend that" in text
     shown = result_as_text(Result(kernel.gateway, kernel.gateway.record(dispatch_id)))
-    assert "Executor login is paused, because its credentials are refused" in shown
+    assert "The executor is paused, because it is not let in" in shown
     kernel.until(lambda: len(login.tries) >= 3)
     waits = [b - a for a, b in zip(login.tries, login.tries[1:], strict=False)]
     assert waits[0] >= 0.29

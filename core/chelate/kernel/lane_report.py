@@ -61,12 +61,12 @@ def sentence(error: BaseException) -> str:
     return text if plain else f"{type(error).__name__}: {text}"
 
 
-def pausing(name: str, error: BaseException) -> str:
-    """What to say of an executor whose credentials are refused."""
+def pausing(error: BaseException) -> str:
+    """What to say of an executor that is not let in."""
     return (
-        f"Executor {name} is paused, because its credentials are refused: "
-        f"{sentence(error).rstrip('.')}. Mend that, or cancel. No task fails; it is tried again by "
-        "itself now and then, and soon after the next dispatch."
+        f"The executor is paused, because it is not let in: {sentence(error).rstrip('.')}. Mend "
+        "that, or cancel. No task fails; it is tried again by itself now and then, and soon after "
+        "the next dispatch."
     )
 
 

@@ -253,7 +253,7 @@ class LaneWork:
     def _refused_login(self, job: Job, error: AuthenticationError) -> None:
         """The job was not sent; no other is, until another try of the credentials is due."""
         calls = self._calls
-        text = pausing(self.name, error)
+        text = pausing(error)
         calls.complain(text)
         calls.report(LaneReport(self.name, paused=text))
         if self._lifting is None:

@@ -195,7 +195,7 @@ class Lane:
                 )
                 return True
             except AuthenticationError as error:
-                first, last, text = FIRST_PAUSE, LAST_PAUSE, pausing(self.name, error)
+                first, last, text = FIRST_PAUSE, LAST_PAUSE, pausing(error)
                 self._report(LaneReport(self.name, paused=text))
             except (TransientError, OSError, asyncio.TimeoutError) as error:
                 text = sentence(error)

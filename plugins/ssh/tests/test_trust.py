@@ -43,7 +43,7 @@ def test_an_unknown_host_key_is_refused_with_the_command_that_accepts_it(
     sshd: Sshd, tmp_path: Path
 ) -> None:
     target = target_of(sshd, known_hosts=str(tmp_path / "own hosts"))
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(AuthenticationError) as refused:
         carry_out(target, "true")
     sentence = str(refused.value)
     shown = subprocess.run(
@@ -62,7 +62,7 @@ def test_a_changed_host_key_is_refused_with_the_command_that_accepts_it(sshd: Ss
     sshd.change_host_key(tell=False)
     sshd.restart()
     before = sshd.accepted
-    with pytest.raises(ConfigError, match=r"has changed.*listening in") as refused:
+    with pytest.raises(AuthenticationError, match=r"has changed.*listening in") as refused:
         carry_out(target, "true")
     assert sshd.accepted == before
     accept(str(refused.value))
@@ -72,7 +72,7 @@ def test_a_changed_host_key_is_refused_with_the_command_that_accepts_it(sshd: Ss
 def test_a_key_of_another_kind_than_the_known_one_is_refused(sshd: Sshd) -> None:
     sshd.new_key(sshd.host_key, "-t", "rsa", "-b", "2048")
     sshd.restart()
-    with pytest.raises(ConfigError, match=r"has changed.*ssh-rsa"):
+    with pytest.raises(AuthenticationError, match=r"has changed.*ssh-rsa"):
         carry_out(target_of(sshd), "true")
     assert sshd.accepted == 0
 
@@ -83,7 +83,7 @@ def test_no_configuration_switches_the_check_off(sshd: Sshd, tmp_path: Path) -> 
         "Host *\n  StrictHostKeyChecking no\n  UserKnownHostsFile none\n"
         "  GlobalKnownHostsFile none\n"
     )
-    with pytest.raises(ConfigError, match="not known"):
+    with pytest.raises(AuthenticationError, match="not known"):
         carry_out(target_of(sshd, known_hosts=None, config=str(config)), "true")
     assert sshd.accepted == 0
 
@@ -219,7 +219,7 @@ def test_two_jumps_are_each_checked(sshd: Sshd, tmp_path: Path, by: str) -> None
         # A hop that nobody knows is not gone through.
         first.change_host_key()
         first.restart()
-        with pytest.raises(ConfigError, match=rf"port {first.port}.*has changed"):
+        with pytest.raises(AuthenticationError, match=rf"port {first.port}.*has changed"):
             carry_out(target, "true")
         assert sshd.accepted == 1
 

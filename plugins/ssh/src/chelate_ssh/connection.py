@@ -80,8 +80,9 @@ class Connection:
 
         Raises:
             UnreachableError: the host cannot be reached at present.
-            AuthenticationError: it refuses the login; not tried again for a while.
-            ConfigError: its key is not trusted, or an option is wrong; not tried again either.
+            AuthenticationError: it refuses the login, or its own key is not trusted; not tried
+                again for a while.
+            ConfigError: an option is wrong; not tried again either.
         """
         if self._ssh is not None and not self._ssh.is_closed():
             return self._ssh

@@ -17,7 +17,7 @@ from asyncssh.public_key import (  # noqa: TID253
     get_default_public_key_algs,
 )
 
-from chelate.api import ConfigError
+from chelate.api import AuthenticationError, ConfigError
 
 __all__ = ["HostKeyCheck", "known_hosts_files"]
 
@@ -91,17 +91,17 @@ class HostKeyCheck(asyncssh.SSHClient):
         self.refused, self.authority = key, True
         return False
 
-    def complaint(self, reason: str) -> ConfigError:
+    def complaint(self, reason: str) -> AuthenticationError:
         """A sentence on why the host was not trusted, with the command that would change it."""
         file = shlex.quote(self._file)
         if self.refused is None:
             if "revoked" in reason or self.has_key:
-                return ConfigError(
+                return AuthenticationError(
                     f"The host key of {self._where} does not agree with {self._file} ({reason}). "
                     "Nothing was sent. Ask the host's administrator; if the key was replaced, "
                     f"forget the old one with: ssh-keygen -R {shlex.quote(self._label)} -f {file}"
                 )
-            return ConfigError(
+            return AuthenticationError(
                 f"The host key of {self._where} cannot be checked ({reason}). Nothing was sent."
             )
         key = self.refused
@@ -110,14 +110,14 @@ class HostKeyCheck(asyncssh.SSHClient):
         accept = f"echo {shlex.quote(f'{mark}{self._label} {line[0]} {line[1]}')} >> {file}"
         shown = f"{line[0]} {key.get_fingerprint()}"
         if self.has_key:
-            return ConfigError(
+            return AuthenticationError(
                 f"The host key of {self._where} has changed: it is now {shown}, and {self._file} "
                 "names another. Somebody may be listening in, or the host was set up anew. Nothing "
                 "was sent. If its administrator confirms the new fingerprint: "
                 f"ssh-keygen -R {shlex.quote(self._label)} -f {file} && {accept}"
             )
         kind = "key of the authority that signed the host key" if self.authority else "host key"
-        return ConfigError(
+        return AuthenticationError(
             f"The {kind} of {self._where} is not known: {shown}. Nothing was sent. Compare it "
             f"with what the host's administrator says; if it is the same, accept it with: {accept}"
         )
