@@ -24,6 +24,8 @@ from chelate.contracts.executor import (
     PollReport,
     Unknown,
 )
+from chelate.errors import StoreUnavailableError
+from chelate.kernel.engine import Engine
 from chelate.model import NodeStatus, Reason, Retry, Status
 
 LIMITS = dataclasses.replace(FAST, gather=0.1, pack=4, run_batch=100)
@@ -232,6 +234,28 @@ def test_a_pack_is_adopted_by_the_next_kernel(bench):
     assert second.wait(dispatch_id).status is Status.COMPLETED
     assert set(packs.starts.values()) == {1}
     second.until(lambda: packs.released == list(packs.jobs))
+
+
+def test_outcomes_that_a_failed_turn_took_in_are_fetched_again(bench, monkeypatch):
+    packs = Packs()
+    kernel = bench(executor_of(packs))
+    dispatch_id = kernel.dispatch(graph_of([[], []]))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 2)
+    honest, failed = Engine._decide_and_store, []
+
+    def fails_once(self: Engine, intake: Any, orders: Any) -> None:
+        if intake.blobs and not failed:
+            failed.append(True)
+            raise StoreUnavailableError("The disk does not answer.")
+        honest(self, intake, orders)
+
+    monkeypatch.setattr(Engine, "_decide_and_store", fails_once)
+    packs.end(0)
+    kernel.until(lambda: kernel.node(dispatch_id, 0).status is NodeStatus.COMPLETED)
+    assert failed
+    packs.end(1)
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    kernel.until(lambda: packs.released == list(packs.jobs))
 
 
 @dataclass

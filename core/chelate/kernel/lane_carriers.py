@@ -68,6 +68,10 @@ class Carriers:
         """The job that is to bring the task."""
         return self._carriers.get(key, key)
 
+    def is_free(self, key: str, name: str) -> bool:
+        """Whether no other job than this one is to bring the task."""
+        return self._carriers.get(key, name) == name
+
     def take(self, name: str, handle: JobHandle, keys: Iterable[str]) -> None:
         """These tasks are to come from the job."""
         self._unstored.setdefault(name, set(handle.tasks or (handle.key,)))

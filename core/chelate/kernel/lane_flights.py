@@ -72,7 +72,9 @@ class Flights:
         flight = self._flights.get(name)
         if len(handle.tasks) > 1 or name != handle.key or handle.key in self._carriers:
             tasks = keys or handle.tasks or (handle.key,)
-            new = [key for key in tasks if key not in self._carriers and self.get(key) is None]
+            # Also what it has brought before: the turn that took it in may not have been stored.
+            free = [key for key in tasks if self._carriers.is_free(key, name)]
+            new = [key for key in free if self.get(key) is None]
             if new:
                 flight = flight or self._follow(Flight(handle, name, adopted))
                 flight.left = {*(flight.left or ()), *new}
