@@ -17,7 +17,7 @@ from typing import Any
 from tests.simulation.cluster import MODELS, Backend
 from tests.simulation.examiner import TRIGGERS, Examiner
 from tests.simulation.processes import Faults, Process, SimStore
-from tests.simulation.universe import Universe
+from tests.simulation.universe import Universe, unfinished
 
 from chelate.bundle import Bundle
 from chelate.contracts.executor import Capabilities, Outcome
@@ -289,7 +289,7 @@ class _Story:
 
     def _maybe_again(self, parent: str, graph: Graph) -> None:
         universe, rng = self.universe, self.universe.random
-        if rng.random() < 0.25:
+        if rng.random() < 0.15:
             after = rng.choice((rng.uniform(0.0, 20.0), rng.uniform(10.0, 100.0)))
             self.asked += 1
             universe.at(after, lambda: self.redispatch(parent, graph))
@@ -413,7 +413,8 @@ def run_seed(
     """
     story = _Story(seed, bench, tracing, models, faults)
     try:
-        story.play()
+        with unfinished():
+            story.play()
     except Exception as error:
         story.universe.blame(f"{type(error).__name__}: {error}")
         if tracing:

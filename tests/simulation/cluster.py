@@ -20,7 +20,7 @@ __all__ = ["MODELS", "TOMB", "Backend", "Instance", "Model"]
 TOMB = -1
 _COMMON: dict[str, Any] = {
     "run_batch": 4,
-    "poll_min": 1.0,
+    "poll_min": 1.5,
     "poll_max": 8.0,
     "call_timeout": 10.0,
     "absent_grace": 15.0,

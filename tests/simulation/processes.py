@@ -212,7 +212,7 @@ class Process:
         self.stopping = False
         self.loops: list[SimLoop] = []
         self.lanes: list[Any] = []  # their main tasks
-        self.settings = Settings(home=store.home, poll_interval=5.0, synchronous="normal")
+        self.settings = Settings(home=store.home, poll_interval=8.0, synchronous="normal")
         self.plugins = _Plugins(
             {name: executor_class(backend, self) for name, backend in backends.items()}
         )

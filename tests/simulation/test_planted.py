@@ -7,7 +7,7 @@ from tests.simulation.campaign import Bench, run_seed
 from tests.simulation.planted import PLANTED
 from tests.simulation.running import killed_quietly
 
-SEEDS = 60  # within which each is found
+SEEDS = 120  # within which each is found
 ALWAYS = {
     "no intent before the call",
     "sent again at once after an unknown outcome",

@@ -31,7 +31,9 @@ def test_no_seed_breaks_a_promise():
     counts = _campaign(0, SEEDS)
     assert counts["bodies"] > 8_000
     assert counts["crashes"] > 1_500
-    assert min(counts[what] for what in ("late", "twins", "takeovers", "uncertain")) > 30
+    assert min(counts[what] for what in ("late", "twins", "takeovers", "uncertain", "reused")) > 30
+    assert counts["packs"] > 300
+    assert counts["stops"] > 500
 
 
 @pytest.mark.large

@@ -11,12 +11,12 @@ import heapq
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from random import Random
 from typing import Any
 
-__all__ = ["Crash", "SimLoop", "Universe", "Violation"]
+__all__ = ["Crash", "SimLoop", "Universe", "Violation", "unfinished"]
 
 
 class Violation(AssertionError):
@@ -95,6 +95,17 @@ def _let_go(generator: Any) -> None:
     """A killed process cleans nothing up."""
 
 
+@contextmanager
+def unfinished() -> Iterator[None]:
+    """Asynchronous generators that are dropped meanwhile run no further."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(firstiter=None, finalizer=_let_go)
+    try:
+        yield
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
 class SimLoop(asyncio.AbstractEventLoop):
     """What a lane needs of an event loop, with the universe's clock. Callbacks keep their order."""
 
@@ -124,13 +135,11 @@ class SimLoop(asyncio.AbstractEventLoop):
         handle = self._ready.popleft()
         if handle.cancelled():
             return
-        before, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
+        before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=_let_go)
         try:
             handle._run()
         finally:
-            sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(before)
 
     def end(self) -> None:
