@@ -5,26 +5,106 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from chelate.contracts.executor import Executor, JobHandle
+from chelate.contracts.executor import HOLD_FROM, Executor, JobHandle
 from chelate.contracts.store import DispatchFilter
 from chelate.errors import (
+    BlobDamagedError,
     BlobHeldError,
     BlobMissingError,
     ChelateError,
+    ExecutorError,
     TransientError,
 )
 from chelate.gateway import LocalGateway
+from chelate.model import ValueRef
 
-__all__ = ["look_for_held", "read_value"]
+__all__ = ["NodeResult", "away", "look_for_held", "read_value"]
 
 T = TypeVar("T")
 
 _TRIES = 4  # in a row that bring nothing, within some 7 s
 _EVERY = 10_000_000
+_LOOK = 60.0  # seconds for which a redispatch waits for a host at most
+_SAID = (ChelateError, OSError)
+
+
+class _Away:
+    """In place of a value that is not here."""
+
+    def __init__(self, text: str, load: Callable[[], Any]) -> None:
+        self._text = text
+        self.load = load
+
+    def __repr__(self) -> str:
+        return f"<{self._text}>"
+
+
+def away(gateway: LocalGateway, ref: ValueRef | None, load: Callable[[str], Any]) -> _Away | None:
+    """What stands for a large value that stays with its executor or is gone; None when it is
+    here."""
+    if ref is None or ref.size < HOLD_FROM:
+        return None
+    try:
+        with gateway.store.stream(ref.digest):
+            return None
+    except BlobMissingError as error:
+        return _Away(str(error), partial(load, ref.digest))
+
+
+class NodeResult(dict[str, Any]):
+    """A node's fields. An output that is not here comes (or fails) when it is read, so that
+    looking at times and states moves no gigabytes; ``repr`` does not read it."""
+
+    def _read(self) -> NodeResult:
+        found = super().get("output")
+        if isinstance(found, _Away):
+            self["output"] = found.load()
+        return self
+
+    def __getitem__(self, key: str) -> Any:
+        return dict.__getitem__(self._read() if key == "output" else self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field."""
+        return dict.get(self._read() if key == "output" else self, key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        # With an iterator of its own, dict(...) and {**...} ask __getitem__ for the values.
+        return super().__iter__()
+
+    def __repr__(self) -> str:
+        return super().__repr__()  # said again, or pprint would read all items
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        return dict(self) != other
+
+    __hash__ = None
+
+    def items(self) -> Any:
+        """All fields."""
+        return dict.items(self._read())
+
+    def values(self) -> Any:
+        """All values."""
+        return dict.values(self._read())
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict."""
+        return dict(self)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """The field, taken out."""
+        return dict.pop(self._read() if key == "output" else self, key, *default)
 
 
 def read_value(gateway: LocalGateway, digest: str) -> bytes:
@@ -70,7 +150,7 @@ def _bring(gateway: LocalGateway, digest: str) -> None:
 
     try:
         _with_executor(gateway, str(note["executor"]), work)
-    except BlobMissingError as error:
+    except (BlobDamagedError, BlobMissingError) as error:
         store.unhold(digest, gone=True)
         raise BlobMissingError(f"{error} Redispatch the workflow that made it.") from error
     except (ChelateError, OSError, asyncio.TimeoutError) as error:
@@ -86,6 +166,7 @@ def _with_executor(
 ) -> T:
     """Do some work with the executor that a lane of this name has."""
     from chelate.kernel.keys import lane_ref
+    from chelate.kernel.lane_report import sentence
 
     ref = lane_ref(name)
     options = {**gateway.settings.executors.get(ref.name, {}), **ref.options}
@@ -112,8 +193,10 @@ def _with_executor(
     thread = threading.Thread(target=run, name="chelate-fetch", daemon=True)
     thread.start()
     thread.join()
-    if failed:
-        raise failed[0]
+    for error in failed:
+        if isinstance(error, Exception) and not isinstance(error, (*_SAID, asyncio.TimeoutError)):
+            raise ExecutorError(f"Executor {name}: {sentence(error)}") from error
+        raise error
     return done[0]
 
 
@@ -149,4 +232,5 @@ def look_for_held(gateway: LocalGateway, dispatch_id: str) -> None:
 
 
 async def _look(executor: Executor, handle: JobHandle, digests: list[str]) -> set[str]:
-    return await executor.missing_held(handle, digests)
+    limit = min(_LOOK, executor.limits.call_timeout)
+    return await asyncio.wait_for(executor.missing_held(handle, digests), limit)

@@ -23,7 +23,7 @@ from chelate.errors import (
 )
 from chelate.gateway import LocalGateway
 from chelate.graph import Graph, Kind, Node, nodes_in
-from chelate.held import read_value
+from chelate.held import NodeResult, away, read_value
 from chelate.model import DispatchRecord, NodeRecord, NodeStatus, Status, ValueRef
 from chelate.worker import Runner
 
@@ -202,7 +202,8 @@ class Result:
         """One node: ``node_id, node_name, start_time, end_time, status, output, error,
         sublattice_result, stdout, stderr``, and ``executor, job_handle, attempts, reused_from,
         reason, usage``, ``nondeterministic``: whether an audit found another value here, and
-        ``cancel_tries``: how often its job has been asked to stop.
+        ``cancel_tries``: how often its job has been asked to stop. An output that stayed with its
+        executor is brought here when it is read.
 
         Args:
             node_id: the node's id, or the name of a task (the first that has it).
@@ -247,15 +248,17 @@ class Result:
         else:
             start, end = _moment(row.started_at), _moment(row.ended_at)
             status = _SHOWN.get(row.status, row.status.value)
-        output, unreadable = None, None
+        unreadable = None
+        late = away(self._gateway, self._output_ref(node), self._load)
+        output: Any = late
         try:
-            output = self._output(node)
+            output = late or self._output(node)
         except SerializationError as error:
             unreadable = str(error)  # the rest of the node is readable all the same
         child = None
         if row.child_id is not None:
             child = Result(self._gateway, self._gateway.record(row.child_id))
-        return {
+        fields = {
             "node_id": node.id,
             "node_name": node.name,
             "start_time": start,
@@ -276,6 +279,7 @@ class Result:
             "nondeterministic": row.decision == "AUDIT_DIFFERENT",
             "usage": row.usage,
         }
+        return fields if late is None else NodeResult(fields)
 
     def _text(self, row: NodeRecord, stream: str) -> str:
         if row.started_at is None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import os
+import pickle
+import pprint
 import resource
 import signal
 import subprocess
@@ -20,7 +24,7 @@ from tests.remote.staying import SIZE, begin, chain, halting, make, replaced, tu
 
 import chelate as ct
 from chelate import embedding
-from chelate.api import BlobMissingError, TransientError
+from chelate.api import AuthenticationError, BlobMissingError, TransientError
 from chelate.checking import check_store
 
 SCRIPT = Path(__file__).with_name("staying.py")
@@ -186,7 +190,7 @@ def test_a_value_that_is_gone(home):
     for word in (digest, "here", "node 0", "'turned'"):
         assert word in node["error"], node["error"]
     with pytest.raises(BlobMissingError, match="no longer there"):
-        result.get_node_result("make")
+        result.get_node_result("make")["output"]
     again = ct.redispatch(dispatch_id, reuse_previous_results=True)()
     again = ct.get_result(again, wait=True, timeout=60)
     assert again.result == SIZE, again.error
@@ -194,6 +198,133 @@ def test_a_value_that_is_gone(home):
         path.unlink()  # a purge that nobody has noticed
     third = ct.redispatch(again.dispatch_id, reuse_previous_results=True)(8, str(home / "open"))
     assert ct.get_result(third, wait=True, timeout=60).result == SIZE
+
+
+def test_looking_at_nodes_brings_nothing_home(home):
+    result = run(chain(box(home)), 7)
+    nodes = result.get_all_node_results()
+    made = result.get_node_result("make")
+    assert "2.0 MiB" in repr(made)
+    assert "2.0 MiB" in pprint.pformat(made)
+    assert [node["status"] for node in nodes] == ["COMPLETED"] * len(nodes)
+    assert repr(result)
+    result.save_result(home / "saved")
+    assert not large_blobs(home)
+    data = make(7)
+    for plain in (pickle.loads(pickle.dumps(made)), {**made}, dict(made), made.copy()):
+        assert type(plain) is dict
+        assert plain["output"] == data
+    for late in (result.get_node_result("turned") for _ in range(2)):
+        assert late.get("output") == data[::-1]
+        assert dict(late.items()) == late
+    assert len(large_blobs(home)) == 2
+
+
+def test_a_refused_login_and_a_full_disk_are_waited_for(home, monkeypatch):
+    first = run(chain(box(home)), 7)
+    monkeypatch.setattr("chelate.kernel.lane_calls.FIRST_PAUSE", 0.3)
+    fault = [AuthenticationError("The key was refused.")]
+
+    async def failing(self, argv, stdin=b""):
+        if "value" in argv and fault:
+            raise fault[0]
+        async with contextlib.aclosing(stream(self, argv, stdin)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    stream = Named.stream
+    monkeypatch.setattr(Named, "stream", failing)
+    dispatch_id = replaced(first.dispatch_id)
+
+    def said(*words):
+        deadline = time.monotonic() + 60
+        while True:
+            rows = embedding.current().nodes(dispatch_id).values()
+            told = " ".join(str(row.error) for row in rows)
+            if all(word in told for word in words):
+                return
+            assert time.monotonic() < deadline, told
+            time.sleep(0.02)
+
+    said("result of node 2, which stayed with executor box", "key was refused")
+    fault[:] = [OSError(errno.ENOSPC, "No space left on device")]
+    said(f"does not fit into {home / 'home' / 'fetching'}: No space left on device")
+    fault.clear()
+    again = ct.get_result(dispatch_id, wait=True, timeout=60)
+    assert again.result == ("here", SIZE), again.error
+    assert again.get_node_result("measured")["error"] is None
+
+
+def test_a_value_that_was_damaged_is_made_anew(home):
+    first = run(chain(box(home)), 7)
+    row = embedding.current().nodes(first.dispatch_id)[2]
+    path = on_host(home)[row.output.digest]
+    path.write_bytes(b"x" * row.output.size)
+    late = first.get_node_result("turned")
+    with pytest.raises(BlobMissingError, match="another one"):
+        late["output"]
+    again = ct.get_result(replaced(first.dispatch_id), wait=True, timeout=60)
+    assert again.result == ("here", SIZE), again.error
+
+
+def test_who_waits_for_a_value_keeps_nobody_else_from_running(home, monkeypatch):
+    first = run(chain(box(home)), 7)
+    away = [True]
+
+    async def failing(self, argv, stdin=b""):
+        if "value" in argv and away:
+            raise TransientError("The host is away.")
+        async with contextlib.aclosing(stream(self, argv, stdin)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    stream = Named.stream
+    monkeypatch.setattr(Named, "stream", failing)
+    other = box(home, names=["other"], slots=1)
+    new = ct.electron(len, executor=other)
+    waits = ct.redispatch(
+        first.dispatch_id, replace_electrons={"measured": new}, reuse_previous_results=True
+    )()
+    deadline = time.monotonic() + 60
+    while not any(row.error for row in embedding.current().nodes(waits).values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    flow = ct.lattice(lambda n: ct.electron(abs, executor=other)(n))
+    assert run(flow, -3).result == 3
+    away.clear()
+    assert ct.get_result(waits, wait=True, timeout=60).result == SIZE
+
+
+class Packing(Box):
+    name = "packing"
+    limits = dataclasses.replace(Box.limits, pack=4, gather=1.0)
+
+
+def test_only_the_task_whose_value_is_gone_fails_of_a_pack(home):
+    embedding.current().plugins.register_class(Packing)
+    executor = Packing(root=str(home / "root"))
+    a = ct.electron(make, executor=executor)
+    gate = ct.electron(waiting, executor="local")
+    b = ct.electron(lambda data, _: len(data), executor=executor)
+
+    @ct.lattice
+    def flow(path):
+        opened = gate(path)
+        return [b(a(n), opened) for n in (1, 2, 3)]
+
+    dispatch_id = ct.dispatch(flow)(str(home / "open"))
+    gateway = embedding.current()
+    deadline = time.monotonic() + 60
+    while len(on_host(home)) < 3 or len(gateway.store.held(None)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    made = gateway.graph(gateway.record(dispatch_id)).nodes
+    second = [node.id for node in made if node.name == "make"][1]
+    on_host(home)[gateway.nodes(dispatch_id)[second].output.digest].unlink()
+    (home / "open").touch()
+    result = ct.get_result(dispatch_id, wait=True, timeout=60)
+    ends = [n["status"] for n in result.get_all_node_results() if "lambda" in n["node_name"]]
+    assert ends == ["COMPLETED", "FAILED", "COMPLETED"], result.error
 
 
 def test_held_values_are_swept_later(make_host):

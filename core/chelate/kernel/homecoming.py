@@ -8,13 +8,14 @@ leaves an attempt that nobody has heard of, and the next one sends it again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from chelate.contracts.executor import Job, Task
 from chelate.contracts.store import ResultStore
-from chelate.errors import BlobMissingError, StoreError
+from chelate.errors import BlobDamagedError, BlobMissingError, StoreError
 from chelate.graph import Graph, Kind, nodes_in
 from chelate.kernel import events as ev
 from chelate.kernel.keys import lane_name, split_key
@@ -92,13 +93,20 @@ class Homecoming:
                     ready.append(job)
                     continue
                 self._waiting[job.key] = _Waiting(lane, job, lacks)
-                for digest in lacks - self._coming.keys():
+                # Asked for again even if it is on its way: the news of it may have been lost with
+                # a turn that failed, and a lane brings it once.
+                for digest in lacks:
                     holder = held[digest]["executor"]
                     item = Wanted.of(self._store, digest, held[digest], self._home)
                     self._coming[digest] = holder, item
                     wanted.setdefault(holder, []).append(item)
+                    self._say(self._waiting[job.key], digest, holder, "is on its way")
             orders[lane] = ready
         return wanted
+
+    def waiting(self) -> Counter[str]:
+        """How many jobs of each lane wait; they take nothing there yet."""
+        return Counter(waiting.lane for waiting in self._waiting.values())
 
     def drop(self, keys: Iterable[str]) -> list[str]:
         """Send these no more; those that had been waiting."""
@@ -124,6 +132,12 @@ class Homecoming:
         """Store what a lane has brought; jobs that can be sent now, with their lanes."""
         for digest in report.gone:
             self._store.unhold(digest, gone=True)
+        if report.trouble:
+            why = f"cannot be brought at present: {report.trouble.rstrip('.')}"
+            for waiting in self._waiting.values():
+                for digest in waiting.lacks & self._coming.keys():
+                    if self._coming[digest][0] == report.lane:
+                        self._say(waiting, digest, report.lane, why)
         failed = [] if report.failed is None else self._lost_lane(report.lane, report.failed)
         for item in [*report.fetched, *failed]:
             self._coming.pop(item.digest, None)
@@ -133,7 +147,7 @@ class Homecoming:
                     store_fetched(self._store, item.digest, item.path)
                 except StoreError as failure:
                     error = failure
-            elif isinstance(error, BlobMissingError):
+            elif isinstance(error, (BlobDamagedError, BlobMissingError)):
                 self._store.unhold(item.digest, gone=True)
             for key, waiting in list(self._waiting.items()):
                 if item.digest not in waiting.lacks:
@@ -157,6 +171,15 @@ class Homecoming:
     def asked(self, lane: str) -> list[Wanted]:
         """What a lane is to bring."""
         return [wanted for holder, wanted in self._coming.values() if holder == lane]
+
+    def _say(self, waiting: _Waiting, digest: str, holder: str, what: str) -> None:
+        """What a job waits for, for people."""
+        report = LaneReport(waiting.lane)
+        for task in waiting.job.tasks:
+            text = f"It waits for the result of node {_maker(task, digest)}, which stayed with "
+            stuck = ev.Stuck(task.node_id, task.attempt, f"{text}executor {holder} and {what}.")
+            report.events.append((task.dispatch_id, stuck))
+        self._report(report)
 
     def _refuse(self, waiting: _Waiting, digest: str, holder: str, error: Exception) -> None:
         report = LaneReport(waiting.lane)

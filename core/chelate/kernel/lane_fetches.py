@@ -7,6 +7,7 @@ end, by whichever process comes next; and only one process at a time writes ther
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import time
@@ -20,6 +21,7 @@ from chelate.contracts.executor import Executor, JobHandle
 from chelate.contracts.store import ResultStore
 from chelate.digest import digest_stream
 from chelate.errors import (
+    AuthenticationError,
     BlobDamagedError,
     ChelateError,
     StoreError,
@@ -66,7 +68,8 @@ async def bring(executor: Executor, wanted: Wanted, call: Call) -> Path | None:
     Raises:
         BlobMissingError: it is gone.
         BlobDamagedError: what the executor brings is not the value.
-        TransientError: worth another try, and nothing is lost that has come.
+        TransientError: worth another try, and nothing is lost that has come; also when the disk
+            here is full.
     """
     wanted.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _tidy(wanted.folder)
@@ -76,13 +79,22 @@ async def bring(executor: Executor, wanted: Wanted, call: Call) -> Path | None:
             target.unlink(missing_ok=True)
             return None
         for _ in range(2):  # what an earlier process has left may be damaged
-            await call(lambda: executor.fetch_held(wanted.handle, wanted.digest, target))
+            try:
+                await call(lambda: executor.fetch_held(wanted.handle, wanted.digest, target))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                text = (
+                    f"The value {wanted.digest} ({wanted.size:,} bytes) does not fit into "
+                    f"{wanted.folder}: {error.strerror}. Make room there."
+                )
+                raise TransientError(text) from error
             if await asyncio.to_thread(_is_whole, target, wanted.digest):
                 return target
             target.unlink(missing_ok=True)
     raise BlobDamagedError(
         f"What executor {executor.name!r} brought as the value {wanted.digest} is another one; "
-        "it is refused. Redispatch the workflow that made it."
+        "it is refused."
     )
 
 
@@ -154,11 +166,12 @@ class Fetches:
         path, failure = None, None
         try:
             path = await bring(calls.executor, wanted, lambda call: calls.timed("fetch_held", call))
-        except TransientError:
+        except (AuthenticationError, TransientError):
             self._wanted[wanted.digest] = self._wanted.pop(wanted.digest)  # others go first
             raise
         except ChelateError as error:
             failure = error
+        calls.fine()
         del self._wanted[wanted.digest]
         told = LaneReport(calls.name, fetched=[Fetched(wanted.digest, path, failure)])
         calls.report(told)

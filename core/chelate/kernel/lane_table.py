@@ -258,6 +258,7 @@ class LaneTable:
 
     def take(self, lives: Iterable[LiveDispatch]) -> None:
         """Give ready nodes to lanes that have room, dispatch by dispatch."""
+        waiting = self._homecoming.waiting()
         for live in lives:
             ready = live.machine.ready
             for name in list(ready):
@@ -266,8 +267,12 @@ class LaneTable:
                     continue
                 state = self._get(name)
                 self._hurry(state, live)
-                if state.room > 0:
-                    taken = live.machine.take(name, state.room, self._world.time())
+                room = state.room
+                if waiting[name] and state.limits is not None and not state.paused:
+                    # A job that waits for a value keeps no other from running, within reason.
+                    room += min(waiting[name], state.limits.max_in_flight)
+                if room > 0:
+                    taken = live.machine.take(name, room, self._world.time())
                     state.flying.update((live.record.dispatch_id, node) for node in taken)
                 elif why := state.holding:
                     told = islice(ready[name], _SHOWN)

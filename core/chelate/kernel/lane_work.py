@@ -236,7 +236,9 @@ class LaneWork:
                 return
             report.gone.update(outcome.gone)
             for task in job.tasks:
-                if self._resends.pop(task.key, None) is None:
+                if outcome.gone and outcome.gone.isdisjoint(task.held):
+                    tell(report, task.key, ev.Deferred, reason[1])  # only others of its pack fail
+                elif self._resends.pop(task.key, None) is None:
                     tell(report, task.key, ev.Refused, *reason)
                 else:
                     self._refused_again(report, task.key, *reason)

@@ -180,7 +180,11 @@ class StoredValues(ResultStore):
                     raise BlobMissingError(
                         f"{where}, and is no longer there. Redispatch the workflow that made it."
                     )
-                raise BlobHeldError(f"{where}; reading its task's result brings it here.")
+                size = f"{note['size'] / 2**20:.1f} MiB"
+                raise BlobHeldError(f"{where} ({size}); reading its task's output brings it here.")
+            path = self.path(digest)
+            if path is not None:
+                return path  # it came between the two looks, and its note went
             raise BlobMissingError(
                 f"The stored value {digest} is neither in {self._database.place} nor in "
                 f"{self._files.folder}: its file was removed, or this home is not the one that "
@@ -195,4 +199,5 @@ class StoredValues(ResultStore):
         try:
             return self._existing(digest).stat().st_size
         except BlobHeldError:
-            return int(self._notes([digest])[digest]["size"])
+            note = self._notes([digest]).get(digest)
+            return self._existing(digest).stat().st_size if note is None else int(note["size"])

@@ -186,8 +186,11 @@ def _held(root: str, before: float) -> "set[str]":
             fresh = False
         if fresh:
             found.add(digest)
-        else:
+            continue
+        try:
             os.unlink(os.path.join(root, "held", name))
+        except FileNotFoundError:
+            pass  # fetched meanwhile, or another sweep was first
     return found
 
 
