@@ -27,6 +27,8 @@ _DETACHED = (
     "Detached. Jobs on other machines go on; the next process on this home, or "
     "'chelate resume', takes the dispatches up again."
 )
+# These start neither threads nor processes once the interpreter has begun to end.
+_TOO_LATE = (3, 12) <= sys.version_info < (3, 12, 3)
 _lock = threading.RLock()
 _gateways: dict[int, LocalGateway] = {}
 _overrides: dict[str, Any] = {}
@@ -94,7 +96,7 @@ def _leave() -> None:
     try:
         gateway.rest_triggers()  # or there would be no end of what is waited for
         if gateway.settings.exit_wait and not gateway.detached:
-            _wait_for_rest(gateway)
+            (_name_rest if _TOO_LATE else _wait_for_rest)(gateway)
     except KeyboardInterrupt:
         _say(_DETACHED)
     except StoreError as error:
@@ -131,13 +133,30 @@ def _end_quietly(interrupt: KeyboardInterrupt) -> None:
 
 def _wait_for_rest(gateway: LocalGateway) -> None:
     said = False
-    while waiting := [record for record in unfinished(gateway) if record.parent_id is None]:
+    while waiting := _rest(gateway):
         if not said:
             said = True
-            names = ", ".join(f"{record.name} ({record.dispatch_id})" for record in waiting[:3])
-            more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
-            _say(f"Waiting for {names}{more} to end; Ctrl-C detaches.")
+            _say(f"Waiting for {_names(waiting)} to end; Ctrl-C detaches.")
         gateway.wait(waiting[0].dispatch_id)
+
+
+def _name_rest(gateway: LocalGateway) -> None:
+    if waiting := _rest(gateway):
+        python = ".".join(map(str, sys.version_info[:3]))
+        _say(
+            f"Python {python} cannot wait at its exit (3.12.3 can): {_names(waiting)} goes on with"
+            " the next process on this home, or by `chelate resume`. To wait, call"
+            " ct.wait(dispatch_id)."
+        )
+
+
+def _rest(gateway: LocalGateway) -> list[DispatchRecord]:
+    return [record for record in unfinished(gateway) if record.parent_id is None]
+
+
+def _names(records: list[DispatchRecord]) -> str:
+    names = ", ".join(f"{record.name} ({record.dispatch_id})" for record in records[:3])
+    return names + (f" and {len(records) - 3} more" if len(records) > 3 else "")
 
 
 def unfinished(gateway: LocalGateway) -> list[DispatchRecord]:

@@ -144,7 +144,8 @@ def _explain(gateway: LocalGateway, record: DispatchRecord) -> Explanation:
     graph = gateway.graph(record)
     if is_unbuilt(graph):
         how = "could not be built" if record.status.final else "is being built"
-        note = f"The workflow {how} from its new inputs, so there is nothing to explain."
+        then = "" if record.status.final else " yet; wait for it, and ask again"
+        note = f"The workflow {how} from its new inputs, so there is nothing to explain{then}."
         return Explanation(f"{record.name} {record.dispatch_id}", [], [note])
     rows = gateway.nodes(record.dispatch_id)
     reuse = Reuse.of(gateway.store, record, graph)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 
 import pytest
 from tests.integration.scripts import run, start
+
+only_where_exit_can_wait = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3),
+    reason="Python 3.12.0 to 3.12.2 start no threads once the interpreter ends",
+)
 
 
 @pytest.fixture
@@ -58,6 +64,7 @@ def test_a_script_of_any_kind_runs(home, how):
     assert errors == ""
 
 
+@only_where_exit_can_wait
 def test_exit_waits_and_says_for_what(home):
     output, errors = run(home, "print(ct.dispatch(napping)(0.5))")
     lines = errors.splitlines()
@@ -67,6 +74,16 @@ def test_exit_waits_and_says_for_what(home):
     again, errors = run(home, f"print(ct.get_result({output.strip()!r}).result)")
     assert again.strip() == "0.5"
     assert errors == ""
+
+
+def test_exit_says_what_is_left_where_python_cannot_wait(home):
+    late = "from chelate import embedding; embedding._TOO_LATE = True; "
+    output, errors = run(home, f"{late}print(ct.dispatch(napping)(0.5))")
+    line = errors.splitlines()[-1]
+    assert f"napping ({output.strip()}) goes on with" in line
+    assert "`chelate resume`" in line
+    again, _ = run(home, f"print(ct.get_result({output.strip()!r}, wait=True).result)")
+    assert again.strip() == "0.5"
 
 
 def test_exit_does_not_wait_when_told_so_and_the_next_process_goes_on(home, tmp_path):
@@ -90,7 +107,14 @@ def interrupt(process: subprocess.Popen[str], group: bool) -> None:
         process.send_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("where", ["get_result", "exit", "exit with workers"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "get_result",
+        pytest.param("exit", marks=only_where_exit_can_wait),
+        pytest.param("exit with workers", marks=only_where_exit_can_wait),
+    ],
+)
 def test_ctrl_c_detaches_without_a_traceback(home, tmp_path, where, starts):
     ledger = tmp_path / "ledger"
     waits = "ct.get_result(d, wait=True)" if where == "get_result" else "pass"

@@ -65,6 +65,16 @@ def test_a_small_result() -> None:
     assert "\x1b[31mFAILED" in result_as_text(result, colour=True)
 
 
+def test_what_to_do_is_not_cut_off() -> None:
+    sentence = "Host far refuses the login. " + "It offered nothing of use. " * 5 + "Call ssh-add."
+    rows = {
+        i: NodeRecord(i, NodeStatus.FAILED, 1, reason="AUTH", error=sentence) for i in range(1, 3)
+    }
+    text = result_as_text(FakeResult(diamond(), rows, status=Status.FAILED))
+    assert text.count("Call ssh-add.") == 1, "the same sentence, once"
+    assert text.endswith(f"left (1): AUTH: {sentence}")
+
+
 def test_html_holds_everything_as_text() -> None:
     made = graph("<i>wf</i>", ("<script>alert(1)</script>", []))
     result = FakeResult(made, {0: failed(0)}, result="<img src=x>", name="<i>wf</i>")

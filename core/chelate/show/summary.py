@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 _REPR = 200
+_NOTE = 90
+_SENTENCE = 1000
+_MOST_SENTENCES = 3
 _MOST_ROWS = 50
 _MOST_FAILURES = 20
 _MOST_BYTES = 1 << 20  # a larger value is not fetched only to show a piece of it
@@ -141,9 +144,19 @@ def result_as_text(result: Any, *, colour: bool = False) -> str:
     if trouble:
         lines += ["", trouble]
     for head, rows, more in _tables(tasks):
-        lines += ["", table(head, [[cut(cell, 90) for cell in row] for row in rows], colour=colour)]
+        lines += [
+            "",
+            table(head, [[cut(cell, _NOTE) for cell in row] for row in rows], colour=colour),
+        ]
         if more:
             lines.append(more)
+    # What to do stands at the end of a sentence, where the table has cut it.
+    whole: dict[str, _Task] = {}
+    for task in tasks:
+        if cells(task.note) > _NOTE:
+            whole.setdefault(task.note, task)
+    for note, task in list(whole.items())[:_MOST_SENTENCES]:
+        lines += ["", f"{plain(task.name)} ({task.id}): {cut(note, _SENTENCE)}"]
     return "\n".join(lines)
 
 

@@ -250,3 +250,23 @@ def test_nothing_is_left_when_the_last_one_leaves(sshd: Sshd) -> None:
     while sshd.connections() or any(item.name == "chelate-ssh" for item in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_connections_end_quietly_with_the_interpreter() -> None:
+    script = (
+        "import asyncio, atexit, threading\n"
+        "from chelate_ssh.hub import enter\n"
+        "hub = enter()\n"
+        "(thread,) = [item for item in threading.enumerate() if item.name == 'chelate-ssh']\n"
+        "asyncio.run(hub.do(asyncio.to_thread(int)))\n"
+        "atexit.register(thread.join, 20)\n"
+        "atexit.register(hub.leave)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

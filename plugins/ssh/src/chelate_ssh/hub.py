@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,8 @@ class Hub:
     def __init__(self) -> None:
         self.users = 0
         self._loop = asyncio.new_event_loop()
+        self._helpers = ThreadPoolExecutor(thread_name_prefix="chelate-ssh-helper")
+        self._loop.set_default_executor(self._helpers)
         self._connections: dict[Target, Connection] = {}
         threading.Thread(target=self._live, name="chelate-ssh", daemon=True).start()
 
@@ -48,8 +51,10 @@ class Hub:
             self._loop.run_forever()
             self._loop.run_until_complete(self._end())
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
         finally:
+            # Not by the loop's shutdown_default_executor(): it starts a thread, which Python 3.12
+            # refuses while the interpreter ends.
+            self._helpers.shutdown()
             self._loop.close()
 
     async def _end(self) -> None:
