@@ -355,7 +355,7 @@ def check_jobs(host: Host, folder: Path, count: int) -> None:
     assert len(sights) == count
     assert value(outcome) == texts[0].upper()
     names = {path.name for path in host.root.iterdir()}
-    assert names == {"cas", "code", "jobs", "secret", "stores", "tools"}
+    assert names == {"cas", "code", "held", "jobs", "secret", "stores", "tools"}
     assert {path.name for path in (host.root / "jobs").iterdir()} >= set(map(job_id, sights))
     assert not list(folder.rglob("*pwned*"))
 
