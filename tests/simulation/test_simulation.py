@@ -27,6 +27,7 @@ def _campaign(first: int, seeds: int) -> Counter[str]:
     return counts
 
 
+@pytest.mark.timeout(900)  # two minutes of both processors
 def test_no_seed_breaks_a_promise():
     counts = _campaign(0, SEEDS)
     assert counts["bodies"] > 8_000
@@ -37,6 +38,7 @@ def test_no_seed_breaks_a_promise():
 
 
 @pytest.mark.large
+@pytest.mark.timeout(0)  # hours
 def test_no_seed_of_the_large_campaign_breaks_a_promise():
     _campaign(1_000_000, 100_000)
 
