@@ -321,6 +321,15 @@ def test_a_failed_cancel_is_tried_again(bench, fault):
     assert kernel.wait(dispatch_id).status is Status.CANCELLED
 
 
+def three_cancelled(bench, executor):
+    """Three tasks that had begun to run, and were asked to stop."""
+    kernel = bench(executor)
+    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 3)
+    kernel.gateway.cancel(dispatch_id, None)
+    return kernel, dispatch_id
+
+
 def test_one_job_that_cannot_be_cancelled_keeps_no_other_alive(bench):
     backend = Backend(finish=never)
     executor = fake(backend)
@@ -332,10 +341,7 @@ def test_one_job_that_cannot_be_cancelled_keeps_no_other_alive(bench):
         await honest(self, handles, force=force)
 
     executor.cancel = cancel
-    kernel = bench(executor)
-    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
-    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 3)
-    kernel.gateway.cancel(dispatch_id, None)
+    kernel, dispatch_id = three_cancelled(bench, executor)
     kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("CANCELLED") == 2)
     assert kernel.gateway.record(dispatch_id).status is Status.CANCELLING
     backend.jobs.clear()
@@ -355,10 +361,7 @@ def test_a_cancel_that_nobody_answers_is_not_repeated_job_by_job(bench):
         await honest(self, handles, force=force)
 
     executor.cancel = cancel
-    kernel = bench(executor)
-    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
-    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 3)
-    kernel.gateway.cancel(dispatch_id, None)
+    kernel, dispatch_id = three_cancelled(bench, executor)
     assert kernel.wait(dispatch_id).status is Status.CANCELLED
     assert asked[:3] == [3, 3, 3]
 

@@ -132,13 +132,19 @@ def test_an_executor_that_could_not_be_made_is_made_again_for_the_next_dispatch(
     assert kernel.run(graph_of([[], [0]])).status is Status.COMPLETED
 
 
-def test_tasks_of_an_executor_that_cannot_be_made_after_a_restart_wait_for_it(bench, monkeypatch):
+def left_running(bench, monkeypatch):
+    """A backend with a job whose kernel has ended, and its dispatch."""
     monkeypatch.setattr("chelate.kernel.lane_table._FIRST_WAIT", 0.2)
     backend = Backend(finish=lambda key, node: None)
     kernel = bench(fake(backend))
     dispatch_id = kernel.dispatch(graph_of([[], [0]]))
     kernel.until(lambda: kernel.node(dispatch_id).status is NodeStatus.RUNNING)
     kernel.close()
+    return backend, dispatch_id
+
+
+def test_tasks_of_an_executor_that_cannot_be_made_after_a_restart_wait_for_it(bench, monkeypatch):
+    backend, dispatch_id = left_running(bench, monkeypatch)
     broken = [True]
 
     async def open_it(self):
@@ -157,12 +163,7 @@ def test_tasks_of_an_executor_that_cannot_be_made_after_a_restart_wait_for_it(be
 
 
 def test_a_cancel_waits_for_the_plugin_that_is_missing_after_a_restart(bench, monkeypatch):
-    monkeypatch.setattr("chelate.kernel.lane_table._FIRST_WAIT", 0.2)
-    backend = Backend(finish=lambda key, node: None)
-    kernel = bench(fake(backend))
-    dispatch_id = kernel.dispatch(graph_of([[], [0]]))
-    kernel.until(lambda: kernel.node(dispatch_id).status is NodeStatus.RUNNING)
-    kernel.close()
+    backend, dispatch_id = left_running(bench, monkeypatch)
     kernel = bench()
     kernel.gateway.cancel(dispatch_id, None)
     kernel.until(lambda: "No executor is named 'fake'" in str(kernel.node(dispatch_id).error))

@@ -107,8 +107,7 @@ class _Story:
         self.graphs: dict[str, Graph] = {}
         self.kernels = 0
         self.unread: set[str] = set()
-        self.over = False  # nobody asks for anything any more
-        self.asked = 0  # client calls not acknowledged yet
+        self.asked = 0  # client calls that are to come or not acknowledged yet
 
     @staticmethod
     def _faults(rng: Random) -> Faults:
@@ -296,8 +295,6 @@ class _Story:
 
     def redispatch(self, parent: str, graph: Graph) -> None:
         """Once more, with what has not changed taken over; whether the first has ended or not."""
-        if self.over:
-            return
         if parent not in self.examiner.dispatched:
             self.universe.at(2.0, lambda: self.redispatch(parent, graph))
             return
@@ -356,7 +353,6 @@ class _Story:
         self._user()
         if not universe.run(self._at_rest, seconds=3000.0, steps=200_000):
             universe.log("it does not come to rest")
-        self.over = True
         universe.run(lambda: not self._on_its_way(), seconds=300.0, steps=50_000)
         examiner.close(self.bench.take() if not self.alive() else self.processes[0].store)
 
