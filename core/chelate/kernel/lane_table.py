@@ -251,9 +251,11 @@ class LaneTable:
         for dispatch_id, node in state.flying:
             live = lives.get(dispatch_id)
             record = None if live is None else live.machine.records.get(node)
-            if record is not None and (
-                not message or report.failed or record.status is NodeStatus.CANCELLING
-            ):
+            if record is None:
+                continue
+            # What is over is news only where something was said.
+            tell = report.failed or record.status is NodeStatus.CANCELLING
+            if tell if message else record.error:
                 yield dispatch_id, ev.Stuck(node, record.attempt, message)
 
     def take(self, lives: Iterable[LiveDispatch]) -> None:
