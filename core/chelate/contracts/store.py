@@ -35,7 +35,9 @@ class Commit:
     ``blobs`` are small values by digest, written first; large ones must already be stored.
     ``nodes`` are whole rows by dispatch; ``dispatches`` whole rows; ``created`` new dispatches
     (a sub-workflow's), inserted unless they exist. ``held`` are results that stay elsewhere, as
-    :meth:`ResultStore.held` gives them.
+    :meth:`ResultStore.held` gives them. ``epochs`` are those in which dispatches were read: where
+    the store has another, somebody else owned the dispatch since, and the commit is refused as if
+    it were not owned.
     """
 
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class Commit:
     dispatches: list[DispatchRecord] = field(default_factory=list)
     created: list[DispatchRecord] = field(default_factory=list)
     held: dict[str, dict[str, Any]] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,11 +297,9 @@ class Engine:
     def _adopt(self) -> None:
         while self._unread:
             dispatch_id = self._unread[-1]
-            if dispatch_id in self._live:
-                self._unread.pop()
-                continue
+            known = self._live.get(dispatch_id)
             try:
-                live = LiveDispatch.load(self.store, dispatch_id, self._world)
+                live = LiveDispatch.load(self.store, dispatch_id, self._world, known)
             except StoreUnavailableError:
                 raise  # it stays unread until the store works again
             except (StoreError, GraphError) as error:
@@ -310,9 +308,11 @@ class Engine:
                 self._set_aside(dispatch_id, str(error))
                 continue
             self._unread.pop()
-            self._live[dispatch_id] = live
-            self._lanes.adopt(live)
-            self._waiters.begin(dispatch_id)
+            if live is not known:
+                self._lanes.forget(dispatch_id)
+                self._live[dispatch_id] = live
+                self._lanes.adopt(live)
+                self._waiters.begin(dispatch_id)
         self._heed(self.store.cancel_requests(self.kernel_id, 0))
 
     # -- deciding and storing -----------------------------------------------------------------

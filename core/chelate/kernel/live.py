@@ -64,14 +64,22 @@ class LiveDispatch:
             self.machine.offered = None if self.reuse is None else []
 
     @classmethod
-    def load(cls, store: ResultStore, dispatch_id: str, world: World) -> LiveDispatch:
+    def load(
+        cls, store: ResultStore, dispatch_id: str, world: World, known: LiveDispatch | None = None
+    ) -> LiveDispatch:
         """Read a dispatch and bring its machine up to date.
+
+        Of one that was ``known`` and has been adopted again, memory still holds unless another
+        kernel had it in between; each change of owner is an epoch.
 
         Raises:
             StoreError: the record or its graph cannot be read.
             GraphError: the stored graph cannot be understood.
         """
         record = store.dispatch(dispatch_id)
+        if known is not None and record.epoch == known.record.epoch + 1:
+            known.record.epoch = record.epoch
+            return known
         if record.graph is None:
             raise GraphError(f"Dispatch {dispatch_id} has no graph.")
         live = cls.of(record, Graph.from_json(store.read(record.graph)), store, world)

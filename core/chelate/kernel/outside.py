@@ -24,6 +24,7 @@ class Outside:
         self._interval = interval
         self._counter = -1
         self._adopt_due = 0.0
+        self._unsure: list[str] = []  # adopted by a call whose answer was lost, perhaps
         self.due = 0.0  # monotonic moment of the next look
 
     def hurry(self) -> None:
@@ -53,8 +54,12 @@ class Outside:
         if now < self._adopt_due:
             return []
         self._adopt_due = now + _ADOPT_EVERY
+        mine = [name for name in self._unsure if self._store.dispatch(name).owner == kernel_id]
         orphans = self._store.orphans()
-        return self._store.adopt(kernel_id, orphans) if orphans else []
+        self._unsure = [*mine, *orphans]
+        adopted = self._store.adopt(kernel_id, orphans) if orphans else []
+        self._unsure = []
+        return [*mine, *adopted]
 
     def ended_children(
         self, lives: Mapping[str, LiveDispatch]

@@ -44,7 +44,8 @@ class Turn:
 
     def commit(self) -> Commit | None:
         """What has to be stored; None when nothing has."""
-        rows = [live.record for live in [*self._lives.values(), *self.over] if live.changed]
+        lives = [*self._lives.values(), *self.over]
+        rows = [live.record for live in lives if live.changed]
         if not (self.changed or rows):
             return None
         return Commit(
@@ -53,6 +54,7 @@ class Turn:
             dispatches=[row for row in rows if row.dispatch_id not in self._new],
             created=[row for row in rows if row.dispatch_id in self._new],
             held=self._intake.held,
+            epochs={live.record.dispatch_id: live.record.epoch for live in lives},
         )
 
     def drop(self, commit: Commit, lost: Collection[str]) -> set[str]:

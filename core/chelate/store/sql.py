@@ -250,15 +250,12 @@ class SQLStore(StoredValues):
         def work(connection: Connection) -> list[CancelRequest]:
             nonlocal again
             self._require_live(connection, kernel_id, touched)
-            epochs: dict[str, int] = {}
-            owners: dict[str, str | None] = {}
-            for record in created.values():
-                owners[record.dispatch_id] = record.owner
-                epochs[record.dispatch_id] = record.epoch
-            for row in sql.lock_dispatches(connection, touched):
-                owners[row.dispatch_id] = row.owner
-                epochs[row.dispatch_id] = row.epoch
-            lost = [name for name in touched if owners.get(name) != kernel_id]
+            rows = sql.lock_dispatches(connection, touched)
+            now = {name: (record.owner, record.epoch) for name, record in created.items()}
+            now.update((row.dispatch_id, (row.owner, row.epoch)) for row in rows)
+            epochs = {name: epoch for name, (_, epoch) in now.items()}
+            read = {**epochs, **commit.epochs}
+            lost = [name for name in touched if now.get(name) != (kernel_id, read.get(name))]
             if lost:
                 raise OwnershipLostError(
                     f"Kernel {kernel_id} does not own {', '.join(lost[:3])}"
