@@ -55,12 +55,13 @@ class Intake:
                 if live is not None:
                     _classify(hooks, live, report.lane, event, event.message)
             yield dispatch_id, event
+        release = [key for key in report.lost if split_key(key)[0] in lives]
         for outcome in report.outcomes:
             dispatch_id, node, attempt = split_key(outcome.key)
             live = lives.get(dispatch_id)
             if live is None:
                 continue  # whoever owns the dispatch now still needs what the job left
-            orders.release.setdefault(report.lane, []).append(outcome.key)
+            release.append(outcome.key)
             fact = self.event(live, outcome, node, attempt)
             if outcome.held is not None and outcome.digest is not None:
                 # Of a packed job, the handle names thousands of tasks that have nothing to do here.
@@ -73,6 +74,8 @@ class Intake:
                     _classify(hooks, live, report.lane, fact, fact.error or "")
             if fact is not None:
                 yield dispatch_id, fact
+        if release:
+            orders.release.setdefault(report.lane, []).extend(release)
         if report.listed:
             strays = [h for h in report.listed if not self._is_wanted(h, lives)]
             if strays:

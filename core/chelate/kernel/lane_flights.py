@@ -294,7 +294,7 @@ class Flights:
         del self._flights[flight.name]
         self._untold.pop(handle.key, None)
         self._ended[flight.name] = handle
-        self.let_go(flight.keys)
+        told.lost += flight.keys
         # The death of the kernel took the job with it; that is nobody's failure.
         detached = self._calls.capabilities.detached
         counted = not (flight.adopted and not detached and reason is Reason.LOST)

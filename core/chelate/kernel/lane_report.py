@@ -45,6 +45,7 @@ class LaneReport:
     events: list[tuple[str, ev.Event]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     handles: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task, of the outcomes
+    lost: list[str] = field(default_factory=list)  # tasks whose job is gone without an outcome
     opened: tuple[Limits, Capabilities] | None = None
     listed: list[JobHandle] | None = None  # jobs of this store, whoever started them
     fetched: list[Fetched] = field(default_factory=list)
