@@ -153,6 +153,8 @@ class Machine(Moves):
                 record.error = None
                 self._finish(record, S.CANCELLED, Reason.CANCELLED_BY_USER)
             else:
+                if node_id in self._unsent:  # sent before and not again: is it there?
+                    self._effects.append(ev.LookUp(node_id))
                 self._stop(record, Reason.CANCELLED_BY_USER)
                 self._propagate(node_id, record)
 
