@@ -27,6 +27,8 @@ from chelate.remote import (
     LocalTransport,
     Transport,
     UnreachableError,
+    job_id,
+    job_key,
 )
 
 
@@ -169,9 +171,10 @@ class Host:
         self.jobs = JobHost(self.transport, root=str(self.root), environment=environment, **options)
 
     def folder(self, job: Job) -> Path:
-        from chelate.remote import job_id
+        return self.root / "jobs" / job_id(self.key(job))
 
-        return self.root / "jobs" / job_id(job.key)
+    def key(self, job: Job) -> str:
+        return job_key([task.key for task in job.tasks])
 
     def handle(self, job: Job) -> JobHandle:
         return JobHandle(job.key, "t", "n", {}, tuple(task.key for task in job.tasks))
@@ -182,7 +185,7 @@ class Host:
     async def until(self, job: Job, wanted: Callable, seconds: float = 30.0):
         deadline = time.monotonic() + seconds
         while True:
-            sight = (await self.jobs.look([job.key]))[job.key]
+            (sight,) = (await self.jobs.look([self.key(job)])).values()
             if wanted(sight):
                 return sight
             assert time.monotonic() < deadline, sight

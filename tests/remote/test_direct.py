@@ -27,6 +27,7 @@ from chelate.api import (
     Rejected,
     Resources,
     TransientError,
+    Unknown,
 )
 
 
@@ -172,6 +173,78 @@ def test_a_host_that_is_down_hides_nothing_of_the_others(box, maker):
     assert report.covered == {handle.key for handle in here}
     assert report.errors == ("The host is down.",)
     assert isinstance(more[0], Accepted)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_request_that_comes_late_to_another_host_starts_nothing_twice(
+    box, maker, tmp_path, before
+):
+    """A claim holds on its own host, so the hosts that were asked in vain are closed first."""
+
+    async def main():
+        executor = box(names=["a", "b"], slots=1)
+        transport = executor._all()[0].host.transport
+        through = transport.run
+        late = []
+
+        async def lost(argv, stdin=b"", **options):
+            if argv[-1] != "put":
+                return await through(argv, stdin, **options)
+            pieces = [stdin] if isinstance(stdin, bytes) else [piece async for piece in stdin]
+            late.append((argv, b"".join(pieces)))
+            raise TransientError("The answer was lost.")
+
+        job = maker.job(ledger, str(tmp_path / "ledger"))
+        transport.run = lost
+        assert isinstance((await run(executor, job))[job.key], Unknown)
+        transport.run = through
+        assert await executor.find([job.key]) == {}
+        blocker = maker.job(held_back, str(tmp_path / "go"))
+        (busy,) = (await run(executor, blocker)).values()
+        assert busy.handle.data["host"] == "a"
+        if before:
+            await transport.run(*late[0], timeout=60.0)
+        answer = (await run(executor, job))[job.key]
+        if before:
+            assert isinstance(answer, Unknown)
+        else:
+            assert answer.handle.data["host"] == "b"
+            await transport.run(*late[0], timeout=60.0)
+        (handle,) = (await box(names=["a", "b"]).find([job.key]))[job.key]
+        assert handle.data["host"] == ("a" if before else "b")
+        (outcome,) = await ended(executor, [handle])
+        (tmp_path / "go").touch()
+        await ended(executor, [busy.handle])
+        return outcome
+
+    outcome = asyncio.run(main())
+    assert value(outcome) == "done"
+    assert len((tmp_path / "ledger").read_text().splitlines()) == 1
+
+
+def test_a_task_goes_to_no_other_host_while_the_first_may_have_it(box, maker):
+    async def main():
+        executor = box(names=["a", "b"], slots=1)
+        job = maker.job(add, 1, 2)
+        assert await executor.find([job.key]) == {}
+        hosts = executor._all()
+        hosts[0].used["other"] = {"cpus": 1}
+
+        async def down(*args, **options):
+            raise TransientError("Host a does not answer.")
+
+        hosts[0].host.forbid = down
+        answer = (await run(executor, job))[job.key]
+        assert isinstance(answer, Deferred)
+        assert "Host a does not answer." in answer.message
+        assert not hosts[1].used
+        del hosts[0].host.forbid
+        answer = (await run(executor, job))[job.key]
+        assert answer.handle.data["host"] == "b"
+        (outcome,) = await ended(executor, [answer.handle])
+        return outcome
+
+    assert value(asyncio.run(main())) == 3
 
 
 def test_bad_credentials_refuse_jobs_with_their_reason(box, maker):

@@ -15,7 +15,7 @@ from tests.remote.conftest import job_processes
 from tests.remote.kit import Host, lost, unreachable
 
 from chelate.api import Deferred, JobState, Reason, Rejected, Unknown
-from chelate.remote import Environment, Prepared, observation
+from chelate.remote import Environment, Prepared, job_id, observation
 
 
 def add(a, b):
@@ -368,9 +368,11 @@ def test_a_pack_loses_one_task_and_keeps_the_others(host: Host, tmp_path):
         ]
         job = host.maker.pack(tasks)
         await host.start(job)
-        await host.jobs.stop_tasks(job.key, [tasks[3].key])
-        await host.jobs.stop_tasks(job.key, [tasks[2].key])
-        return await host.outcomes(job), await host.jobs.logs(job.key, "stdout", 0, 100)
+        await host.jobs.stop_tasks(host.key(job), [tasks[3].key])
+        await host.jobs.stop_tasks(host.key(job), [tasks[2].key])
+        alone = await host.jobs.logs(tasks[4].key, "stdout", 0, 100)
+        assert alone in (b"", b"adding\n")
+        return await host.outcomes(job), await host.jobs.logs(host.key(job), "stdout", 0, 100)
 
     outcomes, log = asyncio.run(main())
     assert value(outcomes[0]) == 3
@@ -381,12 +383,42 @@ def test_a_pack_loses_one_task_and_keeps_the_others(host: Host, tmp_path):
     assert log == b"adding\nadding\n"
 
 
+def test_a_task_of_a_pack_is_stopped_and_cleaned_up_by_its_own_key(host: Host):
+    """As a task that was sent alone again knows it: the rest of the pack is not touched."""
+
+    async def main():
+        tasks = [host.maker.task(time.sleep, 600), host.maker.task(add, 3, 4)]
+        job = host.maker.pack(tasks)
+        keys = [task.key for task in tasks]
+        await host.start(job)
+        sight = (await host.jobs.stop([tasks[0].key], force=True))[tasks[0].key]
+        assert (sight.claimed, sight.cancelled, sight.tasks) == (True, True, tuple(keys))
+        outcomes = await host.outcomes(job)
+        handles = [host.handle(host.maker.pack([tasks[1]]))]
+        (own,) = [one async for one in host.jobs.collect(handles, host.spool)]
+        claims = [host.root / "jobs" / job_id(key) for key in keys]
+        assert all(map(Path.exists, claims))
+        await host.jobs.release([host.key(job)])
+        kept = [*claims, host.folder(job)]
+        host.jobs.cleanup = "always"
+        assert all(map(Path.exists, kept))  # by default the folders of what failed stay
+        await host.jobs.release([tasks[1].key])
+        assert all(map(Path.exists, kept))
+        await host.jobs.release([host.key(job)])
+        assert not any(map(Path.exists, kept))
+        return outcomes, own
+
+    outcomes, own = asyncio.run(main())
+    assert outcomes[0].reason is Reason.CANCELLED_BY_USER
+    assert value(outcomes[1]) == value(own) == 7
+
+
 def test_what_a_pack_had_done_outlives_its_supervisor(host: Host):
     async def main():
         job = host.maker.pack([host.maker.task(add, 1, 2), host.maker.task(time.sleep, 600)])
         await host.start(job)
         await asyncio.to_thread(wait_for, host.folder(job) / "run-0" / "record.0")
-        sight = (await host.jobs.look([job.key]))[job.key]
+        (sight,) = (await host.jobs.look([job.tasks[1].key])).values()
         os.kill(sight.pid, signal.SIGKILL)
         await host.until(job, lambda sight: sight.done)
         return await host.outcomes(job)

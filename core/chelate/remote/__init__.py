@@ -12,7 +12,17 @@ from chelate.remote.direct import DirectExecutor
 from chelate.remote.environment import Environment
 from chelate.remote.host import HostRefusalError, JobHost
 from chelate.remote.local import LocalTransport
-from chelate.remote.sights import HostReport, Prepared, Sight, job_id, observation, store_id
+from chelate.remote.sights import (
+    HostReport,
+    Prepared,
+    Sight,
+    is_pack,
+    job_id,
+    job_key,
+    key_on_host,
+    observation,
+    store_id,
+)
 from chelate.remote.slots import HostSlots
 from chelate.remote.transport import Completed, Transport, UnreachableError
 
@@ -29,7 +39,10 @@ __all__ = [
     "Sight",
     "Transport",
     "UnreachableError",
+    "is_pack",
     "job_id",
+    "job_key",
+    "key_on_host",
     "observation",
     "store_id",
 ]

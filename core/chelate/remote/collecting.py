@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chelate.api import JobHandle, Outcome, Reason, digest_stream, is_digest
-from chelate.remote.sights import job_id
+from chelate.remote.sights import job_id, key_on_host
 from chelate.remote.wire import Reader
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ async def collect(
 ) -> AsyncIterator[Outcome]:
     """See :meth:`JobHost.collect`."""
     report = await host.probe()
-    by_id = {job_id(handle.key): handle for handle in handles}
+    by_id = {job_id(key_on_host(handle)): handle for handle in handles}
     have = {
         name: {
             str(index): path.stat().st_size
@@ -77,7 +77,7 @@ async def _outcome(
     refusal = None
     record: dict[str, Any] = {}
     if frame["record"]:
-        record, refusal = _verified(host, name, index, key, frame["record"])
+        record, refusal = _verified(host, frame["job"], key, frame["record"])
     else:
         text = "The supervisor of the job was killed before this task ended."
         return Outcome(key, False, reason=Reason.NODE_FAIL, error=text)
@@ -106,14 +106,14 @@ async def _outcome(
 
 
 def _verified(
-    host: JobHost, name: str, index: int, key: str, text: str
+    host: JobHost, name: str, key: str, text: str
 ) -> tuple[dict[str, Any], tuple[Reason, str] | None]:
     """The record if the job's own supervisor made it for this very task."""
     mac, _, body = text.partition("\n")
     wanted = hmac.new(host.key_of(name), body.encode(), hashlib.sha256).hexdigest()
     if hmac.compare_digest(mac.encode(), wanted.encode()):
         record = json.loads(body)
-        if (record["job"], record["index"], record["task"]) == (name, index, key):
+        if (record["job"], record["task"]) == (name, key):
             return record, None
     return {}, (
         Reason.RESULT_CORRUPT,

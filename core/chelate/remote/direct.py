@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from chelate.api import (
     Accepted,
@@ -18,6 +17,7 @@ from chelate.api import (
     ConfigError,
     Deferred,
     Executor,
+    ExecutorError,
     Job,
     JobHandle,
     Limits,
@@ -28,15 +28,15 @@ from chelate.api import (
     Rejected,
     RunOutcome,
     TransientError,
+    Unknown,
 )
 from chelate.remote.host import JobHost
-from chelate.remote.sights import Prepared, job_id, observation
-from chelate.remote.slots import HostSlots
+from chelate.remote.sights import Prepared, job_id, job_key, key_on_host, observation
+from chelate.remote.slots import Doubts, HostSlots, together
 
 __all__ = ["DirectExecutor"]
 
 LAUNCH_GRACE = 60.0  # seconds in which a job that was started must have claimed itself
-T = TypeVar("T")
 WAIT = 0.5  # seconds before a job that found no free slot is offered again
 
 
@@ -44,7 +44,8 @@ class DirectExecutor(Executor):
     """Base of executors whose jobs run on hosts directly; a subclass gives :meth:`hosts`.
 
     Jobs are detached: they outlive the connection and the kernel. Each is claimed by the one
-    supervisor that runs it, so a request sent twice is one job.
+    supervisor that runs it, so a request sent twice is one job. A claim holds on its own host:
+    what was looked up in vain goes to one of several hosts once the others cannot start it.
     """
 
     # Questions have deadlines of their own; this one is for large values on slow lines.
@@ -113,15 +114,13 @@ class DirectExecutor(Executor):
             if not group:
                 continue
             async for outcome in self._start(item, group):
-                if not isinstance(outcome, Accepted):
-                    item.used.pop(outcome.key, None)
                 yield outcome
 
     async def _ready(self) -> dict[str, Exception]:
         """Have each host's capacity known; why not, by host."""
         troubles: dict[str, Exception] = {}
         asked = self._all()
-        reports = await _together(item.host.probe() for item in asked)
+        reports = await together(item.host.probe() for item in asked)
         for item, report in zip(asked, reports, strict=True):
             if isinstance(report, Exception):
                 troubles[item.name] = report
@@ -136,6 +135,9 @@ class DirectExecutor(Executor):
         items = [item for item in self._all() if item.name not in troubles]
         if not items:
             return _refusal(job.key, troubles)
+        barred = self._doubts.barred(task.key for task in job.tasks)
+        items = [item for item in items if item.name not in barred] or items
+        name = _name(job)
         wants = job.resources
         why = next(
             (
@@ -168,7 +170,7 @@ class DirectExecutor(Executor):
         if why:
             return Rejected(job.key, Reason.UNSCHEDULABLE, why)
         for item in able:
-            if job.key in item.used:  # sent before, and the answer was lost
+            if name in item.used:  # sent before, and the answer was lost
                 placed.setdefault(item.name, []).append(job)
                 return None
         best = max(able, key=lambda item: item.free() / (item.slots or 1))
@@ -187,38 +189,58 @@ class DirectExecutor(Executor):
         }
         if best.gpus:
             data["gpus"] = ",".join(map(str, gpus))
-        best.used[job.key] = data
+        best.used[name] = data
         placed.setdefault(best.name, []).append(job)
         return None
 
     async def _start(self, item: HostSlots, jobs: list[Job]) -> AsyncIterator[RunOutcome]:
+        names = {job.key: _name(job) for job in jobs}
         variables = {
-            job.key: {"CUDA_VISIBLE_DEVICES": str(item.used[job.key]["gpus"])}
-            for job in jobs
-            if "gpus" in item.used[job.key]
+            key: {"CUDA_VISIBLE_DEVICES": str(item.used[name]["gpus"])}
+            for key, name in names.items()
+            if "gpus" in item.used[name]
         }
-        live = [job for job in jobs if not all(task.cancel_requested for task in job.tasks)]
+        live: list[Job] = []
+        answers: list[RunOutcome | Prepared] = []
         for job in jobs:
-            if job not in live:
-                yield Deferred(job.key, "Cancelled before it was sent.")
-        if not live:
-            return
-        try:
-            answers = await item.host.prepare(live, start=True, variables=variables)
-        except (AuthenticationError, ConfigError) as error:
-            for job in live:
-                yield _refusal(job.key, {item.name: error})
-            return
-        for job, answer in zip(live, answers, strict=True):
-            if isinstance(answer, Prepared):
-                tasks = tuple(task.key for task in job.tasks)
-                yield Accepted(job.key, self._handle(item, job.key, tasks))
+            if all(task.cancel_requested for task in job.tasks):
+                answers.append(Deferred(job.key, "Cancelled before it was sent."))
+            elif (elsewhere := await self._elsewhere(item, job)) is not None:
+                answers.append(elsewhere)
             else:
+                live.append(job)
+        try:
+            if live:
+                answers += await item.host.prepare(live, start=True, variables=variables)
+        except (AuthenticationError, ConfigError) as error:
+            answers += [_refusal(job.key, {item.name: error}) for job in live]
+        sent = {names[job.key]: job for job in live}
+        for answer in answers:
+            if isinstance(answer, Prepared):
+                job = sent[answer.key]
+                yield Accepted(job.key, self._handle(item, [task.key for task in job.tasks]))
+            else:
+                item.used.pop(names[answer.key], None)
                 yield answer
 
-    def _handle(self, item: HostSlots, key: str, tasks: tuple[str, ...]) -> JobHandle:
-        data = {"host": item.name, **item.used.get(key, {})}
-        return JobHandle(key, self.name, f"{item.name}/{job_id(key)}", data, tasks)
+    async def _elsewhere(self, item: HostSlots, job: Job) -> RunOutcome | None:
+        """Why a job cannot be sent to this host: it may be on its way to another, or is there."""
+        try:
+            other = await self._doubts.settle(job.tasks, item, self._all())
+        except ExecutorError as error:
+            text = f"{error} The task may have been sent there, so {item.name} has to wait."
+            return Deferred(job.key, text)
+        text = f"The task, or one of its pack, has started on {other}."
+        return None if other is None else Unknown(job.key, text)
+
+    @cached_property
+    def _doubts(self) -> Doubts:
+        return Doubts()
+
+    def _handle(self, item: HostSlots, tasks: Sequence[str]) -> JobHandle:
+        name = job_key(tasks)
+        data = {"host": item.name, **item.used.get(name, {})}
+        return JobHandle(tasks[0], self.name, f"{item.name}/{job_id(name)}", data, tuple(tasks))
 
     # -- watching -----------------------------------------------------------------------------
 
@@ -238,8 +260,8 @@ class DirectExecutor(Executor):
         if lost:
             errors.append(f"Executor {self.name!r} is not configured for {', '.join(lost)}.")
         groups = self._by_host(handles)
-        answers = await _together(
-            item.host.look([handle.key for handle in group], launch_grace=LAUNCH_GRACE)
+        answers = await together(
+            item.host.look(list(map(key_on_host, group)), launch_grace=LAUNCH_GRACE)
             for item, group in groups
         )
         for (item, group), sights in zip(groups, answers, strict=True):
@@ -247,26 +269,32 @@ class DirectExecutor(Executor):
                 errors.append(str(sights))
                 continue
             for handle in group:
-                sight = sights.get(handle.key)
+                name = key_on_host(handle)
+                sight = sights.get(name)
                 if sight is None:
                     continue
                 covered.add(handle.key)
                 observed = observation(sight, where=item.name, launch_grace=LAUNCH_GRACE)
                 if observed is not None:
-                    seen[handle.key] = observed
+                    seen[handle.key] = replace(observed, key=handle.key)
                 if observed is None or observed.state.name in ("ENDED", "KILLED"):
-                    item.used.pop(handle.key, None)
+                    item.used.pop(name, None)
                 else:
-                    item.used.setdefault(handle.key, handle.data)
+                    item.used.setdefault(name, handle.data)
         return PollReport(frozenset(covered), seen, tuple(errors))
 
     async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
         """Jobs that were claimed, on any host. Raises TransientError unless all hosts answer."""
         found: dict[str, list[JobHandle]] = {}
+        barred: dict[str, set[str]] = {key: set() for key in keys}
         for item in self._all():
             for key, sight in (await item.host.look(keys)).items():
                 if sight.claimed or sight.done:
-                    found.setdefault(key, []).append(self._handle(item, key, sight.tasks))
+                    found.setdefault(key, []).append(self._handle(item, sight.tasks))
+                elif sight.forbidden:
+                    barred[key].add(item.name)
+        if len(self._all()) > 1:
+            self._doubts.note({k: hosts for k, hosts in barred.items() if k not in found})
         return found
 
     async def forbid(self, keys: Sequence[str]) -> Mapping[str, JobHandle]:
@@ -275,7 +303,7 @@ class DirectExecutor(Executor):
         for item in self._all():
             for key, sight in (await item.host.forbid(keys)).items():
                 if sight.claimed or sight.done:
-                    held[key] = self._handle(item, key, sight.tasks)
+                    held[key] = self._handle(item, sight.tasks)
                 else:
                     item.used.pop(key, None)
         return held
@@ -283,9 +311,9 @@ class DirectExecutor(Executor):
     async def list_jobs(self, store: str) -> Sequence[JobHandle]:
         """Claimed jobs of this store that are not over, on every host."""
         return [
-            self._handle(item, key, sight.tasks)
+            self._handle(item, sight.tasks)
             for item in self._all()
-            for key, sight in (await item.host.listing(store)).items()
+            for sight in (await item.host.listing(store)).values()
         ]
 
     async def cancel(self, handles: Sequence[JobHandle], *, force: bool) -> None:
@@ -293,7 +321,7 @@ class DirectExecutor(Executor):
         failed: Exception | None = None
         for item, group in self._by_host(handles):
             try:
-                await item.host.stop([handle.key for handle in group], force=force)
+                await item.host.stop(list(map(key_on_host, group)), force=force)
             except TransientError as error:
                 failed = error
         if failed is not None:
@@ -302,7 +330,7 @@ class DirectExecutor(Executor):
     async def cancel_tasks(self, handle: JobHandle, keys: Sequence[str], *, force: bool) -> None:
         """Stop some tasks of a pack."""
         for item, _ in self._by_host([handle]):
-            await item.host.stop_tasks(handle.key, keys, force=force)
+            await item.host.stop_tasks(key_on_host(handle), keys, force=force)
 
     # -- results ------------------------------------------------------------------------------
 
@@ -316,7 +344,7 @@ class DirectExecutor(Executor):
 
     async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
         """From the host where the job ran."""
-        await self._of(handle).fetch(handle.key, digest, target)
+        await self._of(handle).fetch(key_on_host(handle), digest, target)
 
     async def missing_held(self, handle: JobHandle, digests: Sequence[str]) -> set[str]:
         """Looked up on the host where the job ran."""
@@ -332,28 +360,23 @@ class DirectExecutor(Executor):
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Output so far."""
         for item, _ in self._by_host([handle]):
-            return await item.host.logs(handle.key, stream, offset, limit)
+            return await item.host.logs(key_on_host(handle), stream, offset, limit)
         return b""
 
     async def release(self, handles: Sequence[JobHandle]) -> None:
         """Clean up here and there."""
         for item, group in self._by_host(handles):
-            for handle in group:
-                item.used.pop(handle.key, None)
-                if self._spool is not None:
-                    for path in self._spool.glob(f"{job_id(handle.key)}-*.part"):
-                        path.unlink(missing_ok=True)
-            await item.host.release([handle.key for handle in group])
+            names = list(map(key_on_host, group))
+            for name in names:
+                item.used.pop(name, None)
+                for path in self._spool.glob(f"{job_id(name)}-*.part") if self._spool else ():
+                    path.unlink(missing_ok=True)
+            self._doubts.drop(key for handle in group for key in handle.tasks)
+            await item.host.release(names)
 
 
-async def _together(questions: Iterable[Awaitable[T]]) -> list[T | Exception]:
-    """Answers of several hosts at once; a bad host must not stop or hide the others."""
-    answers: list[T | Exception] = []
-    for answer in await asyncio.gather(*questions, return_exceptions=True):
-        if isinstance(answer, BaseException) and not isinstance(answer, Exception):
-            raise answer
-        answers.append(answer)
-    return answers
+def _name(job: Job) -> str:
+    return job_key([task.key for task in job.tasks])
 
 
 def _refusal(key: str, troubles: Mapping[str, Exception]) -> RunOutcome:

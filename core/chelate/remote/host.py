@@ -47,7 +47,7 @@ class JobHost:
     """Everything an executor does with one host.
 
     No state is needed but the connection's: any method may be called by a fresh process, for jobs
-    that another one started. Keys are those of :class:`~chelate.api.Job`.
+    that another one started. Keys are those of tasks, or :func:`job_key` of a pack's.
 
     Every method raises what :class:`Transport` raises, HostRefusalError when the host answered
     that it cannot, and ConfigError for options that the host refuses.

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chelate.api import JobState, Observation, Reason, digest_bytes
+from chelate.api import JobHandle, JobState, Observation, Reason, digest_bytes
 
-__all__ = ["HostReport", "Prepared", "Sight", "job_id", "observation", "store_id"]
+__all__ = [
+    "HostReport",
+    "Prepared",
+    "Sight",
+    "is_pack",
+    "job_id",
+    "job_key",
+    "key_on_host",
+    "observation",
+    "store_id",
+]
 
 
 def job_id(key: str) -> str:
     """The name of a job's directory: 40 hexadecimal characters that say nothing of the key."""
     return digest_bytes(key.encode())[:40]
+
+
+def job_key(tasks: Sequence[str]) -> str:
+    """What hosts know a job by: the key of its task, or of a pack's tasks a name for all.
+
+    Two packs may begin with the same task, so the first one's key does not tell them apart.
+    """
+    if len(tasks) == 1:
+        return tasks[0]
+    return f"pack:{digest_bytes(' '.join(tasks).encode())[:40]}"
+
+
+def is_pack(key: str) -> bool:
+    """Whether hosts know a pack by this key."""
+    return key.startswith("pack:")
+
+
+def key_on_host(handle: JobHandle) -> str:
+    """What the host knows this job by."""
+    return job_key(handle.tasks or (handle.key,))
 
 
 def store_id(store: str) -> str:
@@ -49,7 +79,7 @@ class HostReport:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job whose directory is complete on the host.
+    """A job whose directory is complete on the host, where it is known by ``key``.
 
     ``command`` runs it to its end in the foreground; a scheduler appends its own job id and how
     often it has restarted the job, each as one argument. Run twice, it runs the job once.
@@ -69,8 +99,9 @@ class Sight:
     ``run``, ``host``, ``pid``, ``start_ticks`` and ``boot_id`` say which. ``forbidden``: it will
     never start. ``alive``: None when that cannot be told from here (claimed on another host).
     ``done``: its outcome can be collected. ``heartbeat_age`` and ``age`` (since it was prepared
-    or started) are in seconds. ``cancelled``: a stop was asked for. ``log`` is the end of what
-    a supervisor that failed has left.
+    or started) are in seconds. ``cancelled``: a stop was asked for. ``tasks`` are those of the
+    whole job, also where one of them was asked for, and ``job`` is its id. ``log`` is the end of
+    what a supervisor that failed has left.
     """
 
     key: str
@@ -91,6 +122,7 @@ class Sight:
     heartbeat_age: float | None = None
     age: float | None = None
     tasks: tuple[str, ...] = ()
+    job: str = ""
     log: str = ""
 
 

@@ -20,7 +20,7 @@ from chelate.api import (
     Unknown,
     digest_bytes,
 )
-from chelate.remote.sights import HostReport, Prepared, job_id, store_id
+from chelate.remote.sights import HostReport, Prepared, job_id, job_key, store_id
 from chelate.remote.transport import UnreachableError
 
 if TYPE_CHECKING:
@@ -110,10 +110,11 @@ async def prepare(
                 host.present.clear()
             host.present.update(needed)
             for job in wanted:
-                name = job_id(job.key)
+                key = job_key([task.key for task in job.tasks])
+                name = job_id(key)
                 folder = f"{report.root}/jobs/{name}"
                 command = (*report.agent, "supervise", folder)
-                answers[job.key] = Prepared(job.key, name, folder, command)
+                answers[job.key] = Prepared(key, name, folder, command)
     return [answers[job.key] for job in jobs]
 
 
@@ -153,10 +154,11 @@ def _lost(host: JobHost, jobs: Sequence[Job], gone: set[str]) -> dict[str, Rejec
 
 
 def _spec(host: JobHost, job: Job, script: str, variables: Mapping[str, str]) -> dict[str, Any]:
+    key = job_key([task.key for task in job.tasks])
     return {
         "v": 1,
-        "id": job_id(job.key),
-        "key": job.key,
+        "id": job_id(key),
+        "key": key,
         "store": store_id(job.store),
         "script": script,
         "shell": list(host.environment.shell),
@@ -171,6 +173,7 @@ def _spec(host: JobHost, job: Job, script: str, variables: Mapping[str, str]) ->
         "tasks": [
             {
                 "key": task.key,
+                "id": job_id(task.key),
                 "inputs": list(task.inputs),
                 "call": task.call,
                 "stay": host.holds and task.stay,

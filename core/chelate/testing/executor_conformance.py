@@ -20,11 +20,12 @@ from __future__ import annotations
 from chelate.testing.executor_bench import MakeExecutor
 from chelate.testing.executor_cancelling import CancellingTests
 from chelate.testing.executor_objects import ObjectTests
+from chelate.testing.executor_packing import PackingTests
 from chelate.testing.executor_results import ResultTests
 from chelate.testing.executor_watching import WatchingTests
 
 __all__ = ["ExecutorConformance", "MakeExecutor"]
 
 
-class ExecutorConformance(ObjectTests, ResultTests, WatchingTests, CancellingTests):
+class ExecutorConformance(ObjectTests, ResultTests, WatchingTests, PackingTests, CancellingTests):
     """Subclass it, and provide a fixture ``make_executor``; see ``ExecutorTests`` for the rest."""

@@ -240,37 +240,6 @@ class WatchingTests(ExecutorTests):
         await bench.until([handle])
         assert await bench.executor.logs(bench.unknown(handle), "stdout", 0, 100) == b""
 
-    # -- packing ------------------------------------------------------------------------------
-
-    @driven("packing")
-    async def test_tasks_of_a_pack_end_each_in_its_way(self, bench: Bench) -> None:
-        def work(number: int) -> int:
-            if number == 1:
-                raise ValueError("the second fails")
-            return number
-
-        tasks = [bench.task(work, number) for number in range(3)]
-        (handle,) = await bench.accepted(bench.pack(tasks))
-        assert set(handle.tasks) == {task.key for task in tasks}
-        found = await bench.outcomes([handle])
-        assert set(found) == {task.key for task in tasks}
-        assert value_of(found[tasks[0].key]) == 0
-        assert "the second fails" in (found[tasks[1].key].error or "")
-        assert value_of(found[tasks[2].key]) == 2
-
-    @driven("cancel_task", "shared_files")
-    async def test_one_task_of_a_pack_is_cancelled(self, bench: Bench) -> None:
-        go, pulse = bench.folder / "go", bench.folder / "pulse"
-        tasks = [bench.task(beats(str(pulse))), bench.task(waits(str(go), 2))]
-        (handle,) = await bench.accepted(bench.pack(tasks))
-        await bench.appears(pulse)
-        await bench.executor.cancel_tasks(handle, [tasks[0].key], force=True)
-        go.touch()
-        found = await bench.outcomes([handle])
-        assert not found[tasks[0].key].ok
-        assert value_of(found[tasks[1].key]) == 2
-        await bench.rests(pulse)
-
     # -- a second process ---------------------------------------------------------------------
 
     def elsewhere(self, bench: Bench, handles: list[JobHandle], do: str) -> dict[str, Any]:

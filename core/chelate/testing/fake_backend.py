@@ -73,7 +73,8 @@ class FakeJob:
 
     @property
     def document(self) -> dict[str, Any]:
-        """``{"key", "store", "tasks": [key, …]}``; empty while the job is only forbidden."""
+        """``{"key", "store", "tasks": [key, …], "own": [number, …]}``; empty while the job is only
+        forbidden. ``own`` are the tasks that no other job had claimed."""
         if self._document is None:
             try:
                 self._document = json.loads((self.folder / "job.json").read_text())
@@ -85,6 +86,11 @@ class FakeJob:
     def tasks(self) -> list[str]:
         """Keys of the tasks."""
         return list(self.document.get("tasks", ()))
+
+    @property
+    def own(self) -> dict[int, str]:
+        """Keys by number of the tasks that run in this job."""
+        return {number: self.tasks[number] for number in self.document.get("own", ())}
 
     def marked(self, word: str) -> bool:
         """Whether the folder holds a file of that name."""
@@ -238,10 +244,11 @@ class FakeBackend:
     # -- jobs ---------------------------------------------------------------------------------
 
     def jobs(self, key: str) -> list[FakeJob]:
-        """All jobs of a key; more than one is a duplicate."""
+        """All jobs of a task's key, or of a pack's; more than one is a duplicate."""
         name = digest_bytes(key.encode())[:32]
         places = [self.folder / "jobs" / f"{name}.{copy}" for copy in range(COPIES)]
-        return [FakeJob(place) for place in places if place.is_dir()]
+        found = [place.parent / (_read(place / "carrier").decode() or place) for place in places]
+        return [FakeJob(place) for place in found if place.is_dir()]
 
     def every(self) -> list[FakeJob]:
         """All jobs."""
@@ -260,9 +267,11 @@ class FakeBackend:
 
     def start(self, job: Job, copy: int = 0) -> FakeJob:
         """Start a job, unless it was started before."""
-        claimed = self.claim(job.key, copy)
+        keys = [task.key for task in job.tasks]
+        claimed = self.claim(" ".join(keys), copy)
         if claimed is None:
-            return self.jobs(job.key)[copy]
+            return self.jobs(" ".join(keys))[copy]
+        own = [0] if len(keys) == 1 else self._own(keys, claimed, copy)
         values = self.folder / "values"
         values.mkdir(exist_ok=True)
         for task in job.tasks:
@@ -275,10 +284,12 @@ class FakeBackend:
         document = {
             "key": job.key,
             "store": job.store,
-            "tasks": [task.key for task in job.tasks],
+            "tasks": keys,
+            "own": own,
             "stay": [task.stay for task in job.tasks],
         }
-        for number, task in enumerate(job.tasks):
+        for number in own:
+            task = job.tasks[number]
             self._note("run", task.key)
             if self.answer is not None:
                 self._answers[task.key] = self.answer(task)
@@ -288,6 +299,16 @@ class FakeBackend:
         part.write_text(json.dumps(document))
         part.rename(claimed.folder / "job.json")
         return claimed
+
+    def _own(self, keys: Sequence[str], pack: FakeJob, copy: int) -> list[int]:
+        """Claim each task of a pack; the numbers of those that nobody had."""
+        own: list[int] = []
+        for number, key in enumerate(keys):
+            place = self.claim(key, copy)
+            if place is not None:
+                (place.folder / "carrier").write_text(pack.native_id)
+                own.append(number)
+        return own
 
     def value(self, digest: str) -> Path:
         """Where the backend has a value, if it has."""

@@ -120,18 +120,22 @@ class FakeExecutor(Executor):
             return Unknown(job.key, "The request timed out.")
         if kind == "disk_full":
             return Rejected(job.key, Reason.DISK_FULL, "The fake backend's disk is full.")
-        copies = backend.jobs(job.key)
+        keys = [task.key for task in job.tasks]
+        name = " ".join(keys)
+        copies = backend.jobs(name)
         again = bool(copies) and not self.capabilities.idempotent and bool(copies[0].document)
         try:
             done = backend.start(job, len(copies) if again else 0)
             if kind == "duplicate":
-                backend.start(job, len(backend.jobs(job.key)))
+                backend.start(job, len(backend.jobs(name)))
         except StoreError as error:
             return Rejected(job.key, Reason.RESULT_MISSING, f"An input cannot be sent: {error}")
         if not done.document:
             return Rejected(job.key, Reason.DUPLICATE, "This key was forbidden to start.")
         if kind == "drop_reply":
             return Unknown(job.key, "The answer was lost.")
+        if done.tasks != keys:
+            return Unknown(job.key, "The task was sent before, in a pack.")
         return Accepted(job.key, self._handle(done))
 
     def _handle(self, job: FakeJob) -> JobHandle:
@@ -140,7 +144,8 @@ class FakeExecutor(Executor):
     def _job(self, handle: JobHandle) -> FakeJob | None:
         if handle.executor != self.name:
             return None
-        jobs = [job for job in self.backend.jobs(handle.key) if job.document]
+        name = " ".join(handle.tasks or (handle.key,))
+        jobs = [job for job in self.backend.jobs(name) if job.document]
         same = [job for job in jobs if job.native_id == handle.native_id]
         return next(iter(same or jobs), None)
 
@@ -157,7 +162,7 @@ class FakeExecutor(Executor):
         if kind == "half_covered":
             covered = covered[::2]
         jobs = {handle.key: job for handle in covered if (job := self._job(handle)) is not None}
-        living = self.backend.living([key for job in jobs.values() for key in job.tasks])
+        living = self.backend.living([key for job in jobs.values() for key in job.own.values()])
         seen = {key: self._seen(key, job, living) for key, job in jobs.items()}
         if kind == "stale_listing":
             seen = {}
@@ -167,13 +172,13 @@ class FakeExecutor(Executor):
         if self.backend.answer is not None:
             state = JobState.KILLED if job.marked("cancelled") else JobState.ENDED
             return Observation(key, state)
-        tasks = job.tasks
-        if job.marked("cancelled") and living & set(tasks):
+        own = job.own
+        if job.marked("cancelled") and living & set(own.values()):
             return Observation(key, JobState.RUNNING)
-        if any(not job.ended(n) and task in living for n, task in enumerate(tasks)):
-            begun = any(job.part(n, "started").exists() for n in range(len(tasks)))
+        if any(not job.ended(n) and task in living for n, task in own.items()):
+            begun = any(job.part(n, "started").exists() for n in own)
             return Observation(key, JobState.RUNNING if begun else JobState.QUEUED)
-        if job.marked("cancelled") and not any(job.ended(n) for n in range(len(tasks))):
+        if job.marked("cancelled") and not any(job.ended(n) for n in own):
             text = "The job was cancelled."
             return Observation(key, JobState.KILLED, Reason.CANCELLED_BY_USER, text)
         return Observation(key, JobState.ENDED)
@@ -187,10 +192,9 @@ class FakeExecutor(Executor):
         for handle in handles:
             job = self._job(handle)
             if job is not None:
-                over = all(job.ended(n) for n in range(len(job.tasks)))
-                if not over:
+                if not all(job.ended(n) for n in job.own):
                     job.mark("cancelled")
-                keys += job.tasks
+                keys += job.own.values()
         self.backend.end(keys, force=force)
 
     async def cancel_tasks(self, handle: JobHandle, keys: Sequence[str], *, force: bool) -> None:
@@ -198,10 +202,10 @@ class FakeExecutor(Executor):
         await self._meet("cancel", keys)
         job = self._job(handle)
         if job is not None:
-            for number, key in enumerate(job.tasks):
-                if key in keys:
-                    job.part(number, "cancelled").touch()
-            self.backend.end([key for key in keys if key in job.tasks], force=force)
+            ends = {number: key for number, key in job.own.items() if key in keys}
+            for number in ends:
+                job.part(number, "cancelled").touch()
+            self.backend.end(list(ends.values()), force=force)
 
     async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
         """Jobs by key, duplicates included."""
@@ -230,8 +234,8 @@ class FakeExecutor(Executor):
         """Jobs of the store that have a process."""
         await self._meet("list", [])
         jobs = [job for job in self.backend.every() if job.document.get("store") == store]
-        living = self.backend.living([key for job in jobs for key in job.tasks])
-        return [self._handle(job) for job in jobs if living & set(job.tasks)]
+        living = self.backend.living([key for job in jobs for key in job.own.values()])
+        return [self._handle(job) for job in jobs if living & set(job.own.values())]
 
     # -- results ------------------------------------------------------------------------------
 
@@ -240,9 +244,9 @@ class FakeExecutor(Executor):
         _, kind = await self._meet("collect", [handle.key for handle in handles])
         for handle in handles:
             job = self._job(handle)
-            if job is None or (job.marked("cancelled") and not job.ended(0)):
+            if job is None or (job.marked("cancelled") and not any(map(job.ended, job.own))):
                 continue
-            for number, key in enumerate(job.tasks):
+            for number, key in job.own.items():
                 outcome = self.backend.answered(key) or job.outcome(number)
                 payload = outcome.payload
                 if self.capabilities.holds and job.stays(number, payload):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chelate.api import Deferred, JobHandle, JobState, Outcome, Reason, Rejected, TransientError
-from chelate.remote import Completed, Sight
+from chelate.remote import Completed, Sight, job_id, job_key, key_on_host
 from chelate_slurm.answers import (
     Row,
     parse_accounting,
@@ -330,7 +331,10 @@ def test_a_cancel_that_did_not_arrive_is_asked_for_again():
 def test_tasks_of_a_pack_that_ended_keep_their_results(tmp_path):
     scene = Scene()
     scene.handle = JobHandle("pack", "slurm", "5", tasks=("pack", "second"))
-    scene.host.sights["pack"] = Sight("pack", known=True, claimed=True, native="5")
+    name = key_on_host(scene.handle)
+    scene.host.sights[name] = Sight(
+        name, known=True, claimed=True, native="5", tasks=scene.handle.tasks
+    )
     scene.row("PREEMPTED")
     assert scene.poll().seen["pack"].state is JobState.ENDED
 
@@ -340,6 +344,49 @@ def test_tasks_of_a_pack_that_ended_keep_their_results(tmp_path):
     first, second = asyncio.run(collected())
     assert first.ok
     assert second.reason is Reason.PREEMPTED
+
+
+def test_the_pack_that_has_a_task_is_not_cancelled_with_it(tmp_path):
+    scene = Scene()
+    scene.row("PENDING")
+    scene.row("RUNNING", number="6")
+    scene.sight(claimed=True, native="6", tasks=("k", "other"), job=job_id("pack:1"))
+    scene.poll()
+    assert scene.seen().state is JobState.RUNNING
+    asyncio.run(scene.watcher.cancel([scene.handle], force=True))
+    assert scene.controller.cancelled == [(False, ["5"])]
+    assert scene.host.stopped == ["k"]
+    scene.row("NODE_FAIL", number="6")
+    assert scene.seen().state is JobState.ENDED  # collect knows whether the task was over by then
+
+
+def test_a_pack_in_the_queue_is_found_by_its_tasks():
+    scene = Scene()
+    tasks = ("d:1:1:r", "d:2:1:r", "d:3:1:r")
+    pack = job_key(tasks)
+    scene.controller.rows["5"] = Row("5", "PENDING", name=job_name("store", pack))
+    scene.controller.rows["6"] = Row("6", "PENDING", name=job_name("store", tasks[1]))
+    waiting = Sight(pack, known=True, tasks=tasks, job=job_id(pack))
+    scene.host.sights[pack] = waiting
+    lookup = Lookup("slurm", scene.host, scene.controller)  # type: ignore[arg-type]
+    found = asyncio.run(lookup.find(tasks))
+    assert {key: [one.native_id for one in found[key]] for key in tasks} == {
+        tasks[0]: ["5"], tasks[1]: ["5", "6"], tasks[2]: ["5"],
+    }  # fmt: skip
+    assert found[tasks[2]][0].tasks == tasks
+    listed = asyncio.run(lookup.list_jobs("store"))
+    assert {handle.native_id: handle.tasks for handle in listed} == {"5": tasks, "6": (tasks[1],)}
+    # The pack starts; the second task has started on its own, the third was forbidden to start.
+    scene.host.sights[pack] = replace(waiting, claimed=True, native="5")
+    for key, native, job in ((tasks[0], "5", pack), (tasks[1], "6", tasks[1])):
+        scene.host.sights[key] = Sight(
+            key, known=True, claimed=True, native=native, tasks=(key,), job=job_id(job)
+        )
+    scene.host.sights[tasks[2]] = Sight(tasks[2], forbidden=True)
+    found = asyncio.run(lookup.find(tasks))
+    assert {key: [one.native_id for one in handles] for key, handles in found.items()} == {
+        tasks[0]: ["5"], tasks[1]: ["6"],
+    }  # fmt: skip
 
 
 def test_find_prefers_the_job_that_holds_the_claim():

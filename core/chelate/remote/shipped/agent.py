@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any
 
-from . import cleaning, fetching, files, launching, processes, supervisor
+from . import cleaning, fetching, files, launching, packs, processes, supervisor
 
 __all__ = ["main"]
 
@@ -264,8 +264,8 @@ def _look(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     for name in request["jobs"]:
         item = cleaning.sight(root, name)
         if item["alive"] is False and not item["done"] and not item["forbidden"]:
-            processes.end(name)
-            cleaning.conclude(root, name, item)
+            processes.end(item["job"])
+            cleaning.conclude(root, item["job"], item)
             item = cleaning.sight(root, name)
         waits = item["known"] and not item["claimed"] and not item["forbidden"]
         if waits and grace is not None and item["age"] > grace:
@@ -278,14 +278,18 @@ def _stop(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Ask supervisors to end their jobs; with force, end everything now."""
     found = []
     for name in request["jobs"]:
-        folder = files.job_folder(root, name)
         item = cleaning.sight(root, name)
         if item["done"] or not item["known"]:
             found.append(item)
             continue
+        job, index = packs.carrier(root, name)
+        folder = files.job_folder(root, job)
         control = os.path.join(folder, "control")
         os.makedirs(control, exist_ok=True)
-        open(os.path.join(control, "cancel"), "ab").close()
+        open(os.path.join(control, "cancel" if index is None else _only(index)), "ab").close()
+        if index is not None:  # the others of its pack go on
+            found.append(cleaning.sight(root, name))
+            continue
         if not item["claimed"]:
             item = cleaning.forbid(root, name)
         if item["claimed"] and item["alive"]:
@@ -296,6 +300,10 @@ def _stop(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
                 processes.send({item["pid"]}, signal.SIGTERM)
         found.append(cleaning.sight(root, name))
     return {"jobs": found}
+
+
+def _only(index: int) -> str:
+    return "cancel.{}".format(index)
 
 
 def _force(folder: str, name: str, item: "dict[str, Any]") -> None:
@@ -320,8 +328,7 @@ def _stop_tasks(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     wanted = set(request["tasks"])
     for index, task in enumerate(spec["tasks"]):
         if task["key"] in wanted:
-            path = os.path.join(folder, "control", "cancel.{}".format(index))
-            open(path, "ab").close()
+            open(os.path.join(folder, "control", _only(index)), "ab").close()
     return {}
 
 

@@ -5,7 +5,7 @@ import re
 import time
 from typing import Any
 
-from . import files, processes
+from . import files, packs, processes
 
 __all__ = ["conclude", "forbid", "release", "sight", "sweep"]
 
@@ -14,12 +14,20 @@ STALE = 3600.0  # seconds; half-written files older than this are nobody's any m
 
 
 def sight(root: str, name: str) -> "dict[str, Any]":
-    """The facts about one job, in the fields of ``Sight``."""
+    """The facts about one job, or the job that has a task, in the fields of ``Sight``."""
+    job, index = packs.carrier(root, name)
+    item = _sight(root, job)
+    if index is not None:
+        path = os.path.join(files.job_folder(root, job), "control", "cancel.{}".format(index))
+        item["cancelled"] = item["cancelled"] or os.path.exists(path)
+    return dict(item, id=name, job=job)
+
+
+def _sight(root: str, name: str) -> "dict[str, Any]":
     folder = files.job_folder(root, name)
     claim = files.claim_of(folder)
     spec = files.fresh_spec(folder)
     item = {
-        "id": name,
         "known": spec is not None,
         "claimed": False,
         "forbidden": False,
@@ -71,10 +79,11 @@ def conclude(root: str, name: str, item: "dict[str, Any]") -> None:
     """Say in place of a dead supervisor that the job is over, if any task of it has a record."""
     folder = files.job_folder(root, name)
     key = files.key_of(root, name)
-    run, count = item["run"], len(item.get("tasks") or ())
-    paths = [files.record_path(folder, run, index) for index in range(count)]
+    spec = files.fresh_spec(folder)
+    tasks = packs.own(root, name, spec) if spec is not None else []
+    paths = [files.record_path(folder, item["run"], index) for index in tasks]
     if any(files.read_signed(path, key) is not None for path in paths):
-        files.write_done(root, folder, key, run, count)
+        files.write_done(root, folder, key, item["run"], tasks)
 
 
 def forbid(root: str, name: str) -> "dict[str, Any]":
@@ -104,7 +113,7 @@ def _succeeded(root: str, name: str) -> bool:
         return False
     records = (
         files.read_signed(files.record_path(folder, done["run"], index), key)
-        for index in range(done["tasks"])
+        for index in done["tasks"]
     )
     return all(record is not None and record["ok"] for record in records)
 
@@ -115,8 +124,11 @@ def _remove(root: str, name: str) -> bool:
     if os.path.islink(folder) or not os.path.isdir(folder):
         return False
     claim = files.claim_of(folder)
-    over = files.is_over(folder) or (claim is not None and claim["native"] == NOBODY)
-    if not over and (claim is None or processes.is_alive(claim) is not False):
+    if claim is not None and claim.get("pack"):
+        over = not os.path.isdir(files.job_folder(root, claim["pack"]))  # it goes with its pack
+    else:
+        over = files.is_over(folder) or (claim is not None and claim["native"] == NOBODY)
+    if not over and (claim is None or claim.get("pack") or processes.is_alive(claim) is not False):
         return False
     spec = files.fresh_spec(folder)
     if spec is not None:
@@ -129,6 +141,8 @@ def _remove(root: str, name: str) -> bool:
         os.unlink(os.path.join(folder, "spec.json"))
     except FileNotFoundError:
         pass
+    if spec is not None:
+        packs.let_go(root, name, spec)
     _clear(folder)
     return True
 

@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any
 
-from . import files
+from . import files, packs
 
 __all__ = ["fetch", "let_go", "logs", "value"]
 
@@ -16,20 +16,28 @@ HEAD, TAIL = 64 * 1024, 1024 * 1024  # of a very long output the middle is left 
 def fetch(root: str, request: "dict[str, Any]", send: Any) -> None:
     """The records, outputs and values of jobs that are done."""
     for name in request["jobs"]:
-        folder = files.job_folder(root, name)
+        job, only = packs.carrier(root, name)
+        folder = files.job_folder(root, job)
         spec = files.fresh_spec(folder)
         claim = files.claim_of(folder)
         if spec is None or claim is None or not files.is_over(folder):
             continue
-        run = claim["run"]
         have = request["have"].get(name) or {}
-        for index in range(len(spec["tasks"])):
-            stay = spec["tasks"][index].get("stay", False)
-            _task(root, folder, name, run, index, int(have.get(str(index), 0)), stay, send)
+        for index in packs.own(root, job, spec) if only is None else (only,):
+            number = index if only is None else 0
+            head = {
+                "id": name,
+                "index": number,
+                "job": job,
+                "offset": int(have.get(str(number), 0)),
+            }
+            task = spec["tasks"][index]
+            stays = task["id"] if task.get("stay", False) else ""
+            _task(root, folder, claim["run"], index, head, stays, send)
 
 
 def _task(
-    root: str, folder: str, name: str, run: int, index: int, offset: int, stay: bool, send: Any
+    root: str, folder: str, run: int, index: int, head: "dict[str, Any]", stays: str, send: Any
 ) -> None:
     try:
         with open(files.record_path(folder, run, index), "rb") as file:
@@ -38,7 +46,7 @@ def _task(
         record = ""
     place = os.path.join(folder, "run-{}".format(run))
     outputs = [_output(os.path.join(place, "{}.{}".format(s, index))) for s in ("stdout", "stderr")]
-    head = {"id": name, "index": index, "record": record, "size": -1, "offset": offset}
+    head.update(record=record, size=-1)
     head["stdout"], head["stderr"] = map(len, outputs)
     document = json.loads(record.partition("\n")[2]) if record else {}
     digest = document.get("digest")
@@ -48,12 +56,12 @@ def _task(
         return
     with found:
         size = found.seek(0, os.SEEK_END)
-        if stay and size >= STAY and not document.get("graph"):
-            open(files.pin_path(root, digest, name), "ab").close()
+        if stays and size >= STAY and not document.get("graph"):
+            open(files.pin_path(root, digest, stays), "ab").close()
             head["held"] = size
             send(head, outputs)
             return
-        _rest(head, outputs, found, size, offset, send)
+        _rest(head, outputs, found, size, head["offset"], send)
 
 
 def _open(root: str, digest: str) -> Any:
@@ -123,7 +131,8 @@ def _output(path: str) -> bytes:
 
 def logs(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
     """Part of an output, counted over all tasks in their order."""
-    folder = files.job_folder(root, request["job"])
+    job, only = packs.carrier(root, request["job"])
+    folder = files.job_folder(root, job)
     claim = files.claim_of(folder) or {"run": 0}
     place = os.path.join(folder, "run-{}".format(claim["run"]))
     stream = request["stream"]
@@ -133,8 +142,8 @@ def logs(root: str, request: "dict[str, Any]") -> "dict[str, Any]":
         paths = [os.path.join(folder, stream + ".log")]
     elif stream in ("stdout", "stderr"):
         spec = files.fresh_spec(folder) or {"tasks": []}
-        count = len(spec["tasks"])
-        paths = [os.path.join(place, "{}.{}".format(stream, index)) for index in range(count)]
+        indices = range(len(spec["tasks"])) if only is None else (only,)
+        paths = [os.path.join(place, "{}.{}".format(stream, index)) for index in indices]
     else:
         raise files.Refusal("SPEC", "there is no output called {!r}.".format(stream))
     sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in paths]

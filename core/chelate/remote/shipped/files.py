@@ -205,10 +205,10 @@ def is_over(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, "done"))
 
 
-def write_done(root: str, folder: str, key: bytes, run: int, count: int) -> None:
-    """The last word: only now the job is over."""
+def write_done(root: str, folder: str, key: bytes, run: int, tasks: "list[int]") -> None:
+    """The last word: only now the job is over. ``tasks`` are the indices of those it had."""
     name = os.path.basename(folder)
-    document = {"job": name, "run": run, "tasks": count}
+    document = {"job": name, "run": run, "tasks": tasks}
     write_whole(os.path.join(folder, "done"), signed(key, document))
     spec = fresh_spec(folder)
     if spec is not None:

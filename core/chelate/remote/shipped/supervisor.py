@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Any
 
-from . import files, processes
+from . import ends, files, packs, processes
 
 __all__ = ["DUPLICATE", "Supervisor"]
 
@@ -22,9 +22,6 @@ LOOK = 0.5  # seconds between two looks at control files and deadlines
 LATE = 2.0  # seconds by which a scheduler's signal may come after the child has died of it
 POSTRUN = 300.0  # seconds that postrun may take
 TAIL = 16 * 1024
-# What the exit statuses of the job script mean.
-SCRIPT = {78: "ENV_MISMATCH", 81: "ENV_MISSING", 82: "ENV_MISSING", 83: "PRERUN", 84: "ENV_MISSING"}
-NO_PYTHON = (0, 125, 126, 127)  # it cannot be started, or does not do what an interpreter does
 
 
 class Supervisor:
@@ -47,6 +44,7 @@ class Supervisor:
         self.native = native
         self.run = run
         self.spec = {}  # type: dict[str, Any]
+        self.own = []  # type: list[int]  # indices of tasks that no other job has
         self.key = b""
         self.news = (-1, -1)
         self.child = self.usage = None  # type: Any
@@ -59,6 +57,8 @@ class Supervisor:
     def main(self) -> int:
         spec = files.fresh_spec(self.folder)
         if spec is None:
+            if files.claim_of(self.folder) is not None:
+                return DUPLICATE  # a pack has the task
             raise files.Refusal("SPEC", "{} holds no spec of a job.".format(self.folder))
         if files.is_over(self.folder):
             return 0
@@ -88,8 +88,8 @@ class Supervisor:
             self.reap()
         if self.interrupted():
             return 128 + self.signalled
-        count = len(spec["tasks"])
-        self.patiently(lambda: files.write_done(self.root, self.folder, self.key, self.run, count))
+        said = (self.root, self.folder, self.key, self.run, self.own)
+        self.patiently(lambda: files.write_done(*said))
         return 0
 
     def claim(self) -> bool:
@@ -100,7 +100,10 @@ class Supervisor:
         ):
             return False
         claim = dict(processes.identity(), native=self.native, run=self.run, at=time.time())
-        return files.take_claim(self.folder, claim)
+        if not files.take_claim(self.folder, claim):
+            return False
+        self.patiently(lambda: self.own.extend(packs.take(self.root, self.id, self.spec, claim)))
+        return True
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.folder, "run-{}".format(self.run), *parts)
@@ -109,19 +112,19 @@ class Supervisor:
 
     def tasks(self) -> None:
         """Start the child until every task has a record; a task that kills it is passed over."""
-        count = len(self.spec["tasks"])
         while not self.interrupted():
-            for index in range(count):
+            for index in self.own:
                 if self.why or os.path.exists(self.control("cancel.{}".format(index))):
                     self.record(index, *self.stopped())
-            left = [index for index in range(count) if not self.has_record(index)]
+            left = [index for index in self.own if not self.has_record(index)]
             if not left:
                 return
             began = self.attempt(left)
-            left = [index for index in range(count) if not self.has_record(index)]
+            left = [index for index in self.own if not self.has_record(index)]
             if left and not began and not self.why:
                 for index in left:
-                    self.record(index, *self.never_began())
+                    said = self.tail("script.err")
+                    self.record(index, *ends.never_began(self.status or 0, said))
 
     def has_record(self, index: int) -> bool:
         return self.read_record(index) is not None
@@ -167,7 +170,7 @@ class Supervisor:
                 text = "The task ran longer than its timeout of {:g} s.".format(limit)
                 self.record(current, "TIMEOUT", text)
             else:
-                self.record(current, *self.died(oom))
+                self.record(current, *ends.died(self.status or 0, oom))
         return current >= 0
 
     def start(self, left: "list[int]") -> None:
@@ -298,30 +301,6 @@ class Supervisor:
 
     # -- what is told -------------------------------------------------------------------------
 
-    def died(self, oom: bool) -> "tuple[str, str]":
-        """Why the child ended in the middle of a task."""
-        status = self.status or 0
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            if number == signal.SIGKILL and oom:
-                return "OOM", "The task used more memory than it may, and was killed for it."
-            name = signal.Signals(number).name if number < 32 else str(number)
-            return "CRASHED", "The task's process was ended by {}.".format(name)
-        text = "The task's process ended with exit status {} and left no result."
-        return "CRASHED", text.format(os.WEXITSTATUS(status))
-
-    def never_began(self) -> "tuple[str, str]":
-        status = self.status or 0
-        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
-        reason, what = SCRIPT.get(code, "LAUNCH_FAIL"), "The task's environment cannot be used."
-        if code in NO_PYTHON:
-            reason, what = "ENV_MISSING", "What is started for the task is no Python interpreter."
-        elif code not in SCRIPT:
-            what = "The task's process ended before the task could start."
-        elif reason == "PRERUN":
-            what = "The prerun failed before the task could start."
-        return reason, "{}\n{}".format(what, self.tail("script.err")).strip()
-
     def tail(self, name: str) -> str:
         try:
             with open(self.path(name), "rb") as file:
@@ -377,7 +356,7 @@ class Supervisor:
         spec = self.spec
         if not spec["postrun"]:
             return
-        records = [self.read_record(index) for index in range(len(spec["tasks"]))]
+        records = [self.read_record(index) for index in self.own]
         status = 0 if all(record and record["ok"] for record in records) else 1
         environment = dict(os.environ, CHELATE_EXIT_STATUS=str(status))
         environment.update(spec["variables"])

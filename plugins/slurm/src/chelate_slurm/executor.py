@@ -27,7 +27,14 @@ from chelate.api import (
     Resources,
     RunOutcome,
 )
-from chelate.remote import Environment, JobHost, LocalTransport, Prepared, Transport
+from chelate.remote import (
+    Environment,
+    JobHost,
+    LocalTransport,
+    Prepared,
+    Transport,
+    key_on_host,
+)
 from chelate_slurm.controller import Controller
 from chelate_slurm.lookup import Lookup
 from chelate_slurm.naming import array_name, job_name, script_of
@@ -281,7 +288,7 @@ class SlurmExecutor(Executor):
 
     async def cancel_tasks(self, handle: JobHandle, keys: Sequence[str], *, force: bool) -> None:
         """Stop some tasks of a pack; the others go on."""
-        await self._host.stop_tasks(handle.key, keys, force=force)
+        await self._host.stop_tasks(key_on_host(handle), keys, force=force)
 
     async def collect(self, handles: Sequence[JobHandle]) -> AsyncIterator[Outcome]:
         """Outcomes of ended jobs, in one stream."""
@@ -293,7 +300,7 @@ class SlurmExecutor(Executor):
 
     async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
         """A result that stayed below ``root``."""
-        await self._host.fetch(handle.key, digest, target)
+        await self._host.fetch(key_on_host(handle), digest, target)
 
     async def missing_held(self, handle: JobHandle, digests: Sequence[str]) -> set[str]:
         """Which results are no longer below ``root``."""
@@ -301,12 +308,12 @@ class SlurmExecutor(Executor):
 
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Output of the task so far; of a negative offset, counted from the end."""
-        return await self._host.logs(handle.key, stream, offset, limit)
+        return await self._host.logs(key_on_host(handle), stream, offset, limit)
 
     async def release(self, handles: Sequence[JobHandle]) -> None:
         """Remove the folders of jobs as ``cleanup`` says."""
         self._watcher.forget(handles)
-        await self._host.release([handle.key for handle in handles])
+        await self._host.release([key_on_host(handle) for handle in handles])
 
     # -- showing ------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from chelate.api import JobHandle
-from chelate.remote import JobHost, Sight, store_id
+from chelate.remote import JobHost, Sight, is_pack, store_id
 from chelate_slurm.answers import Row
 from chelate_slurm.controller import Controller
 from chelate_slurm.naming import is_array, keys_of_script, parse_name
@@ -28,30 +28,35 @@ class Lookup:
         """See :meth:`SlurmExecutor.find`."""
         # The queue first: a job that ends between the two questions has its claim by then.
         rows = await self._controller.mine()
-        sights = await self._host.look(keys)
-        wanted = set(keys)
         named = await self._keyed(rows.values())
-        found: dict[str, list[str]] = {}
-        for number, key in named.items():
-            if key in wanted:
-                found.setdefault(key, []).append(number)
+        packs = {key for key in named.values() if is_pack(key)}
+        sights = await self._host.look([*keys, *packs])
+        queued: dict[str, dict[str, Sequence[str]]] = {key: {} for key in keys}
+        for number, name in named.items():
+            pack = sights.get(name) if name in packs else None
+            if pack is None:
+                queued.get(name, {})[number] = (name,)
+                continue
+            for key in pack.tasks:
+                if _may_run(pack, sights.get(key)):
+                    queued.get(key, {})[number] = pack.tasks
         handles: dict[str, list[JobHandle]] = {}
-        for key in keys:
+        for key, jobs in queued.items():
             sight = sights.get(key) or Sight(key)
-            numbers = sorted(found.get(key, ()), key=_order)
+            numbers = sorted(jobs, key=_order)
             if (sight.claimed or sight.done) and sight.native:
                 # The one that holds the claim is the job; the others are copies.
                 numbers = [sight.native, *(one for one in numbers if one != sight.native)]
+                jobs[sight.native] = sight.tasks or (key,)
             if numbers:
-                tasks = sight.tasks or (key,)
-                handles[key] = [handle_of(key, number, "", tasks) for number in numbers]
+                handles[key] = [handle_of(jobs[number], number) for number in numbers]
         return handles
 
     async def forbid(self, keys: Sequence[str]) -> Mapping[str, JobHandle]:
         """See :meth:`SlurmExecutor.forbid`."""
         sights = await self._host.forbid(keys)
         return {
-            key: handle_of(key, sight.native, "", sight.tasks)
+            key: handle_of(sight.tasks, sight.native)
             for key, sight in sights.items()
             if sight.claimed or sight.done
         }
@@ -65,10 +70,13 @@ class Lookup:
             if row.state in ACTIVE and (parse_name(row.name) or ("",))[0] == mark
         ]
         named = await self._keyed(rows)
-        sights = await self._host.look(list(named.values())) if named else {}
+        packs = [key for key in named.values() if is_pack(key)]
+        sights = await self._host.look(packs) if packs else {}
+        carried = {key: sight.tasks for key, sight in sights.items() if sight.known}
         return [
-            handle_of(key, number, "", sights[key].tasks if key in sights else (key,))
+            handle_of(carried.get(key, (key,)), number)
             for number, key in named.items()
+            if key in carried or not is_pack(key)
         ]
 
     async def _keyed(self, rows: Iterable[Row]) -> dict[str, str]:
@@ -90,6 +98,13 @@ class Lookup:
             if key := self._arrays[base].get(index):
                 named[row.id] = key
         return named
+
+
+def _may_run(pack: Sight, task: Sight | None) -> bool:
+    """Whether a pack in the queue has a task, or may still claim it."""
+    if task is None or not (task.claimed or task.forbidden):
+        return not (pack.claimed or pack.forbidden)
+    return task.claimed and task.job == pack.job
 
 
 def _order(number: str) -> tuple[int, int]:

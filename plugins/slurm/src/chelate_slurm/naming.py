@@ -31,7 +31,7 @@ ln -f -- "$log" "$folder/scheduler.log" && rm -f -- "$log"
 
 
 def job_name(store: str, key: str) -> str:
-    """The name of the job of one attempt: the same whoever asks."""
+    """The name of the job that a host knows by this key: the same whoever asks."""
     return f"ct-{store_id(store)}-{key}"
 
 

@@ -31,10 +31,10 @@ _ARRAY = 1000
 _PAIR = tuple[Job, Prepared]
 
 
-def handle_of(key: str, native_id: str, cluster: str, tasks: Sequence[str]) -> JobHandle:
-    """The handle of a job."""
+def handle_of(tasks: Sequence[str], native_id: str, cluster: str = "") -> JobHandle:
+    """The handle of the job that carries these tasks."""
     data = {"cluster": cluster} if cluster else {}
-    return JobHandle(key, "slurm", native_id, data, tuple(tasks))
+    return JobHandle(tasks[0], "slurm", native_id, data, tuple(tasks))
 
 
 class Submitter:
@@ -168,7 +168,8 @@ class Submitter:
         there = [item for _, item in pairs]
         keys = [job.key for job in jobs]
         store = jobs[0].store
-        name = job_name(store, keys[0]) if len(keys) == 1 else array_name(store, keys)
+        named = [item.key for item in there]
+        name = job_name(store, *named) if len(named) == 1 else array_name(store, named)
         argv = self.argv(there, name, root, jobs[0].resources)
         try:
             done = await self._controller.submit(argv, script_of(there, root, name))
@@ -184,7 +185,7 @@ class Submitter:
         number, cluster = answer
         ids = [number] if len(keys) == 1 else [f"{number}_{index}" for index in range(len(keys))]
         return [
-            Accepted(job.key, handle_of(job.key, native, cluster, [task.key for task in job.tasks]))
+            Accepted(job.key, handle_of([task.key for task in job.tasks], native, cluster))
             for job, native in zip(jobs, ids, strict=True)
         ]
 

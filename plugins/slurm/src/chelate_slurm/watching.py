@@ -20,7 +20,7 @@ from chelate.api import (
     Reason,
     TransientError,
 )
-from chelate.remote import JobHost, Sight
+from chelate.remote import JobHost, Sight, job_id, key_on_host
 from chelate_slurm.answers import Row
 from chelate_slurm.controller import Controller
 from chelate_slurm.verdicts import ACTIVE, ENDED, WAITING, Verdict, is_impossible, verdict
@@ -39,6 +39,7 @@ class _Watched:
 
     observation: Observation | None = None
     native: str = ""  # another job that holds the claim
+    shared: bool = False  # and that is a pack with other tasks in it
     ended_at: float = 0.0
     hopeless_at: float = 0.0
     hopeless: str = ""
@@ -75,10 +76,10 @@ class Watcher:
     def forget(self, handles: Sequence[JobHandle]) -> None:
         """These jobs are over and stored."""
         for handle in handles:
-            self._jobs.pop(handle.key, None)
+            self._jobs.pop(key_on_host(handle), None)
 
     def _of(self, handle: JobHandle) -> _Watched:
-        return self._jobs.setdefault(handle.key, _Watched())
+        return self._jobs.setdefault(key_on_host(handle), _Watched())
 
     # -- polling ------------------------------------------------------------------------------
 
@@ -89,15 +90,17 @@ class Watcher:
         errors: list[str] = []
         rows: dict[str, Row] | None = None
         ids = {handle.key: self._of(handle).native or handle.native_id for handle in handles}
+        names = {handle.key: key_on_host(handle) for handle in handles}
         # The queue before the records: a job that ends in between has its record by then.
         try:
             rows = await self._controller.queue(set(ids.values()))
         except (AuthenticationError, ConfigError, TransientError) as error:
             errors.append(str(error))
         try:
-            sights = await self._host.look(list(ids))
+            looked = await self._host.look(list(names.values()))
         except ExecutorError as error:
             return PollReport(frozenset(), {}, (*errors, str(error)))
+        sights = {key: looked[name] for key, name in names.items() if name in looked}
         if rows is not None:
             gone = {
                 number
@@ -187,6 +190,7 @@ class Watcher:
         known = watched.native or handle.native_id
         if sight.claimed and sight.native and sight.native != known:
             watched.native = sight.native
+            watched.shared = sight.job not in ("", job_id(key_on_host(handle)))
             watched.ended_at = 0.0
             return True
         return False
@@ -205,7 +209,7 @@ class Watcher:
         watched = self._of(handle)
         if watched.verdict is None:
             try:
-                log = await self._host.logs(handle.key, "scheduler", -LOG, LOG)
+                log = await self._host.logs(key_on_host(handle), "scheduler", -LOG, LOG)
             except ExecutorError:
                 log = b""  # the log is a help, and the verdict stands without it
             text = log.decode(errors="replace")
@@ -213,7 +217,7 @@ class Watcher:
                 row, sight, text, asked=watched.asked, waited=watched.hopeless
             )
         found = watched.verdict
-        if len(handle.tasks) > 1 and sight.claimed:
+        if len(sight.tasks) > 1 and sight.claimed:
             # Some tasks of the pack may have ended well: collect tells which.
             return Observation(handle.key, JobState.ENDED, run=sight.run)
         return Observation(
@@ -272,10 +276,9 @@ class Watcher:
             if now - asked.get(gently, -AGAIN) < AGAIN:
                 continue  # the kernel asks until a poll shows the end; Slurm needs it only once
             asked[gently] = now
-            keys.append(handle.key)
-            due[gently].append(watched.native or handle.native_id)
-            if watched.native:
-                due[gently].append(handle.native_id)
+            keys.append(key_on_host(handle))
+            owner = "" if watched.shared else watched.native
+            due[gently] += filter(None, (owner, handle.native_id))
         if not keys:
             return
         try:
@@ -298,7 +301,8 @@ class Watcher:
         verdicts = {
             key: watched.verdict
             for handle in handles
-            if (watched := self._jobs.get(handle.key)) is not None and watched.verdict is not None
+            if (watched := self._jobs.get(key_on_host(handle))) is not None
+            and watched.verdict is not None
             for key in handle.tasks or (handle.key,)
         }
         told: set[str] = set()
