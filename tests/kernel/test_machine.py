@@ -356,6 +356,18 @@ def test_a_cancel_of_what_was_sent_twice_waits_for_certainty():
     assert status(machine) is S.CANCELLED
 
 
+def test_a_cancel_before_a_second_request_left_looks_for_the_first():
+    machine = started(graph_of([[]]))
+    send(machine)
+    machine.handle([ev.Unsure(0, 1, "lost"), ev.NotFound(0, 1, True, True)], NOW)
+    machine.drain()
+    machine.handle([ev.Cancel(None)], NOW)
+    assert effects(machine) == [ev.LookUp(0), ev.CancelJob(0)]
+    assert not machine.sent(0)
+    machine.handle([ev.NotFound(0, 1, True, True)], NOW)
+    assert status(machine) is S.CANCELLED
+
+
 def test_a_forbidden_attempt_is_cancelled():
     assert status(cancelled_after_a_resend(ev.Forbidden(0, 1))) is S.CANCELLED
 

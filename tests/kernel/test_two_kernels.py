@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
+
 from tests.kernel.fakes import Backend, fake
 from tests.kernel.graphs import chain, graph_of
 
+from chelate.contracts.executor import JobState, Outcome
 from chelate.model import NodeStatus, Status
 
 S = NodeStatus
@@ -12,6 +16,27 @@ S = NodeStatus
 
 def never(key, node):
     return None
+
+
+@contextmanager
+def asleep(engine):
+    """The engine takes no turn, and never hears what its lanes say meanwhile."""
+    receive, awake, sleeping = engine._receive, threading.Event(), threading.Event()
+
+    def wait(seconds):
+        sleeping.set()
+        awake.wait(60)
+        receive(0.0)
+        engine._receive = receive
+        return []
+
+    engine._receive = wait
+    engine.poke()
+    assert sleeping.wait(10)
+    try:
+        yield
+    finally:
+        awake.set()
 
 
 def test_two_kernels_share_a_home_and_run_everything_once(bench):
@@ -59,6 +84,50 @@ def test_a_kernel_that_lost_its_lock_writes_no_more(bench):
     again = one.run(chain(2))
     assert again.status is Status.COMPLETED
     assert again.owner == one.gateway.engine.kernel_id, "it became a kernel anew"
+
+
+def test_a_kernel_that_gets_a_dispatch_back_reads_what_the_other_did(bench):
+    """It was stopped, lost its lock, and wakes when its successor is gone as well."""
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(chain(3))
+    one.until(lambda: one.node(dispatch_id).status is S.RUNNING)
+    engine = one.gateway.engine
+    with asleep(engine):
+        one.gateway.store._database.locks.release()
+        two.gateway.engine.poke()
+        two.until(lambda: dispatch_id in two.gateway.engine.running())
+        for job in list(backend.jobs.values()):
+            job.state, job.outcome = JobState.ENDED, Outcome(job.key, True, b"value")
+        two.until(lambda: two.node(dispatch_id, 1).status is S.RUNNING)
+        two.close()
+    engine.poke()
+    one.until(lambda: one.gateway.record(dispatch_id).epoch == 2)
+    one.until(lambda: dispatch_id in engine.running())
+    backend.end()
+    assert one.wait(dispatch_id).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+    assert len(backend.starts) == 3
+
+
+def test_a_kernel_that_only_lost_its_lock_goes_on_from_memory(bench):
+    backend = Backend(finish=never)
+    one = bench(fake(backend))
+    dispatch_id = one.dispatch(chain(3))
+    one.until(lambda: one.node(dispatch_id).status is S.RUNNING)
+    engine = one.gateway.engine
+    before = engine._live[dispatch_id]
+    one.gateway.store._database.locks.release()
+    kernel = engine.kernel_id
+    two = bench(fake(backend))
+    two.gateway.store._database.write(lambda link: two.gateway.store._sql().bury(link, [kernel]))
+    engine.poke()
+    one.until(lambda: one.gateway.record(dispatch_id).owner == engine.kernel_id != kernel)
+    assert engine._live[dispatch_id] is before
+    backend.end()
+    assert one.wait(dispatch_id).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
 
 
 def test_a_cancel_from_another_kernel_reaches_the_owner(bench):

@@ -245,6 +245,24 @@ class StoreConformance(StoreValues):
                 assert caught.value.args[1] == [dispatch_id]
             assert store.nodes(dispatch_id) == []
 
+    def test_a_turn_that_was_read_in_another_epoch_is_refused(
+        self, make_store: StoreFactory
+    ) -> None:
+        """A kernel owns the dispatch again, and remembers nothing of what another did meanwhile."""
+        with self.opened(make_store) as store:
+            kernel = store.claim_kernel()
+            with self.opened(make_store) as gone:
+                dispatch_id = self.added(gone, owner=gone.claim_kernel())
+            assert store.adopt(kernel, [dispatch_id]) == [dispatch_id]
+            rows = {dispatch_id: [NodeRecord(1, NodeStatus.COMPLETED)]}
+            for epoch in (0, 2):
+                with pytest.raises(OwnershipLostError) as caught:
+                    store.commit(kernel, Commit(nodes=rows, epochs={dispatch_id: epoch}), 0)
+                assert caught.value.args[1] == [dispatch_id]
+            assert store.nodes(dispatch_id) == []
+            store.commit(kernel, Commit(nodes=rows, epochs={dispatch_id: 1, "0" * 32: 5}), 0)
+            assert len(store.nodes(dispatch_id)) == 1
+
     def test_a_row_of_another_owner_stops_the_whole_turn(self, make_store: StoreFactory) -> None:
         with self.opened(make_store) as store, self.opened(make_store) as other:
             kernel = store.claim_kernel()
