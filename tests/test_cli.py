@@ -301,6 +301,21 @@ def test_cancel_reaches_another_process(home, script) -> None:
             owner.kill()
 
 
+def test_a_cancel_of_what_nobody_runs_says_who_carries_it_out(tmp_path, script) -> None:
+    home = tmp_path
+    with subprocess.Popen(
+        [sys.executable, str(script), "slow", "300"],
+        env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as owner:  # fmt: skip
+        assert owner.stdout is not None
+        dispatch_id = owner.stdout.readline().strip()
+        owner.kill()
+    assert "'chelate resume' carries the cancel out" in out(home, "cancel", dispatch_id)
+    resumed = document(home, "resume")["resumed"]
+    assert [row["status"] for row in resumed] in (["CANCELLED"], [])
+    assert document(home, "show", dispatch_id)["status"] == "CANCELLED"
+
+
 def test_resume_finishes_what_a_killed_process_left(tmp_path, script) -> None:
     home = tmp_path
     with subprocess.Popen(

@@ -365,17 +365,17 @@ class LocalGateway:
             TaskNotFoundError: a target does not exist; then nothing is cancelled.
         """
         record = self.record(dispatch_id)
+        graph = None if targets is None else self.graph(record)
+        ids = [] if graph is None else resolve_tasks(graph, targets or ())
         if record.status.final:
             return CancelAnswer(record, (), ())
-        if targets is None:
+        if graph is None:
             self.store.request_cancel(record.dispatch_id, None)
             if record.held:
                 self.store.release_hold(record.dispatch_id)
             self._take_over(record.dispatch_id)
             self.plugins.hooks.cancel_requested(record.dispatch_id, None)
             return CancelAnswer(record, (), ())
-        graph = self.graph(record)
-        ids = resolve_tasks(graph, targets)
         rows = self.nodes(record.dispatch_id)
         over = [i for i in ids if (row := rows.get(i)) is not None and row.status in FINAL]
         live = [i for i in ids if i not in set(over)]

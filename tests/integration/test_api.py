@@ -521,6 +521,8 @@ def test_names_repeats_and_limits_of_a_cancel():
     assert ct.get_result(dispatch_id, timeout=60).status == "CANCELLED"
     assert "already ended: CANCELLED" in ct.cancel(dispatch_id, ["nap"])
     assert "already ended: CANCELLED" in ct.cancel(dispatch_id, wait=True)
+    with pytest.raises(ct.errors.TaskNotFoundError, match="no task 99"):
+        ct.cancel(dispatch_id, [0, 99])
     assert ct.get_result(dispatch_id).node_records[4].status == "COMPLETED"
 
 

@@ -194,11 +194,14 @@ def cancel(
     if tasks:
         names = {node.name for node in gateway.graph(record).tasks()}
         targets = [int(t) if t.isdecimal() and t not in names else t for t in tasks]
+    nobodys = record.dispatch_id in gateway.store.orphans()
     answer = gateway.cancel(record.dispatch_id, targets)
     if wait and not record.status.final:
         gateway.wait_cancelled(answer, targets is None, None)
     record = gateway.record(record.dispatch_id)
     sentence = answer.sentence(targets is None)
+    if nobodys and not wait:
+        sentence += " No process runs it at present; 'chelate resume' carries the cancel out."
     if not as_json:
         typer.echo(f"{sentence} Now: {record.status}." if wait else sentence)
         return
