@@ -15,17 +15,19 @@ STALE = 3600.0  # seconds; half-written files older than this are nobody's any m
 
 def sight(root: str, name: str) -> "dict[str, Any]":
     """The facts about one job, or the job that has a task, in the fields of ``Sight``."""
-    job, index = packs.carrier(root, name)
-    item = _sight(root, job)
+    claim = files.claim_of(files.job_folder(root, name))
+    job, index = packs.carrier_by(root, name, claim)
+    if index is not None:
+        claim = files.claim_of(files.job_folder(root, job))
+    item = _sight(root, job, claim)
     if index is not None:
         path = os.path.join(files.job_folder(root, job), "control", "cancel.{}".format(index))
         item["cancelled"] = item["cancelled"] or os.path.exists(path)
     return dict(item, id=name, job=job)
 
 
-def _sight(root: str, name: str) -> "dict[str, Any]":
+def _sight(root: str, name: str, claim: "dict[str, Any] | None") -> "dict[str, Any]":
     folder = files.job_folder(root, name)
-    claim = files.claim_of(folder)
     spec = files.fresh_spec(folder)
     item = {
         "known": spec is not None,

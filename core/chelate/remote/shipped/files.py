@@ -228,13 +228,14 @@ def claim_of(folder: str) -> "dict[str, Any] | None":
     return read_json(os.path.join(folder, "claim.{}".format(max(runs)))) if runs else None
 
 
-def take_claim(folder: str, claim: "dict[str, Any]") -> bool:
-    """Take the claim of ``claim["run"]``; False when somebody has it.
+def take_claim(folder: str, claim: "dict[str, Any]", number: int = 0) -> bool:
+    """Take a claim; False when somebody has it. The first is 0, whichever run it is of; a later
+    run of a job that has one takes that of its own number.
 
     The file is linked into place and only the count of links decides: over NFS a repeated LINK
     can report that the winner's own name exists.
     """
-    target = os.path.join(folder, "claim.{}".format(claim["run"]))
+    target = os.path.join(folder, "claim.{}".format(number))
     own = os.path.join(folder, "claiming.{}.{}".format(os.uname()[1], os.getpid()))
     data = json.dumps(claim).encode()
     write_whole(own, data)

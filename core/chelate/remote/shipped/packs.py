@@ -11,12 +11,16 @@ from typing import Any
 
 from . import files
 
-__all__ = ["carrier", "let_go", "own", "take"]
+__all__ = ["carrier", "carrier_by", "let_go", "own", "take"]
 
 
 def carrier(root: str, name: str) -> "tuple[str, int | None]":
     """The job that has the task, and which of its tasks that is; a job has itself, whole."""
-    claim = files.claim_of(files.job_folder(root, name))
+    return carrier_by(root, name, files.claim_of(files.job_folder(root, name)))
+
+
+def carrier_by(root: str, name: str, claim: "dict[str, Any] | None") -> "tuple[str, int | None]":
+    """The same, by the claim of the task or job."""
     pack = claim.get("pack") if claim is not None else None
     spec = files.fresh_spec(files.job_folder(root, pack)) if pack else None
     for index, task in enumerate(spec["tasks"] if spec is not None else ()):
@@ -31,7 +35,7 @@ def take(root: str, job: str, spec: "dict[str, Any]", claim: "dict[str, Any]") -
         folder = files.job_folder(root, task["id"])
         os.makedirs(folder, exist_ok=True)
         if files.claim_of(folder) is None:
-            files.take_claim(folder, dict(claim, pack=job, run=0))
+            files.take_claim(folder, dict(claim, pack=job))
     return own(root, job, spec)
 
 

@@ -100,7 +100,7 @@ class Supervisor:
         ):
             return False
         claim = dict(processes.identity(), native=self.native, run=self.run, at=time.time())
-        if not files.take_claim(self.folder, claim):
+        if not files.take_claim(self.folder, claim, 0 if held is None else self.run):
             return False
         self.patiently(lambda: self.own.extend(packs.take(self.root, self.id, self.spec, claim)))
         return True
