@@ -301,15 +301,20 @@ def test_cancel_reaches_another_process(home, script) -> None:
             owner.kill()
 
 
-def test_a_cancel_of_what_nobody_runs_says_who_carries_it_out(tmp_path, script) -> None:
-    home = tmp_path
+def left_by_the_dead(home, script, seconds) -> str:
     with subprocess.Popen(
-        [sys.executable, str(script), "slow", "300"],
+        [sys.executable, str(script), "slow", seconds],
         env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as owner:  # fmt: skip
         assert owner.stdout is not None
         dispatch_id = owner.stdout.readline().strip()
         owner.kill()
+    return dispatch_id
+
+
+def test_a_cancel_of_what_nobody_runs_says_who_carries_it_out(tmp_path, script) -> None:
+    home = tmp_path
+    dispatch_id = left_by_the_dead(home, script, "300")
     assert "'chelate resume' carries the cancel out" in out(home, "cancel", dispatch_id)
     resumed = document(home, "resume")["resumed"]
     assert [row["status"] for row in resumed] in (["CANCELLED"], [])
@@ -318,13 +323,7 @@ def test_a_cancel_of_what_nobody_runs_says_who_carries_it_out(tmp_path, script) 
 
 def test_resume_finishes_what_a_killed_process_left(tmp_path, script) -> None:
     home = tmp_path
-    with subprocess.Popen(
-        [sys.executable, str(script), "slow", "2"],
-        env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    ) as owner:  # fmt: skip
-        assert owner.stdout is not None
-        dispatch_id = owner.stdout.readline().strip()
-        owner.kill()
+    dispatch_id = left_by_the_dead(home, script, "2")
     assert document(home, "show", dispatch_id)["status"] != "COMPLETED"
     answer = document(home, "resume")
     assert [row["dispatch_id"] for row in answer["resumed"]] == [dispatch_id]
