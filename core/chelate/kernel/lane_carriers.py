@@ -6,8 +6,8 @@ and even have the same key. Each task is expected from one of them; only a claim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from chelate.contracts.executor import JobHandle, Observation
 from chelate.model import Reason
@@ -30,6 +30,7 @@ class Flight:
     silent_since: float = 0.0
     last: Observation | None = None  # what was said last, unless that it had ended
     left: set[str] | None = None  # tasks of a packed job whose outcome is still to come
+    brought: set[str] = field(default_factory=set)  # those of a packed job that it has brought
     lost: tuple[Reason, str] | None = None  # gone, but a request of it may still be on its way
 
     @property
@@ -38,6 +39,13 @@ class Flight:
         if self.left is None:
             return (self.handle.key,)
         return tuple(key for key in self.handle.tasks or (self.handle.key,) if key in self.left)
+
+    def is_all(self, keys: Container[str]) -> bool:
+        """Whether nothing but these tasks can still run in it. A task that is expected of another
+        job may: the one that was sent later finds it claimed."""
+        if self.left is None:
+            return True
+        return all(key in keys or key in self.brought for key in self.handle.tasks)
 
 
 def name_of(

@@ -157,7 +157,7 @@ class Flights:
         for key in keys:
             job = self._carriers.of(key)
             flight = self._flights[job]
-            if flight.left is None or all(other in stops for other in flight.left):
+            if flight.is_all(stops):
                 whole[job] = flight.handle
             else:
                 parts.setdefault(job, []).append(key)
@@ -364,6 +364,7 @@ class Flights:
                     carrier = wanted.pop(key)
                     if carrier.left is not None:
                         carrier.left.discard(key)
+                        carrier.brought.add(key)
                     told.outcomes.append(checked_outcome(outcome))
                     if (document := self._untold.pop(outcome.key, None)) is not None:
                         told.handles[outcome.key] = document
