@@ -9,6 +9,7 @@ from tests.kernel.fakes import Backend, fake
 from tests.kernel.graphs import chain, graph_of
 
 from chelate.contracts.executor import JobState, Outcome
+from chelate.errors import StoreUnavailableError
 from chelate.model import NodeStatus, Status
 
 S = NodeStatus
@@ -109,6 +110,32 @@ def test_a_kernel_that_gets_a_dispatch_back_reads_what_the_other_did(bench):
     assert one.wait(dispatch_id).status is Status.COMPLETED
     assert set(backend.starts.values()) == {1}
     assert len(backend.starts) == 3
+
+
+def test_what_is_read_again_after_an_outage_may_be_anothers_by_then(bench, monkeypatch):
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(chain(3))
+    one.until(lambda: one.node(dispatch_id).status is S.RUNNING)
+    engine = one.gateway.engine
+
+    def outage(items):
+        monkeypatch.undo()
+        raise StoreUnavailableError("database or disk is full")
+
+    with asleep(engine):
+        one.gateway.store._database.locks.release()
+        two.gateway.engine.poke()
+        two.until(lambda: dispatch_id in two.gateway.engine.running())
+        monkeypatch.setattr(engine, "_turn", outage)
+    engine.poke()
+    one.until(lambda: dispatch_id not in engine._live)
+    assert dispatch_id not in engine.running()
+    backend.end()
+    assert one.wait(dispatch_id).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+    assert two.gateway.record(dispatch_id).owner == two.gateway.engine.kernel_id
 
 
 def test_a_kernel_that_only_lost_its_lock_goes_on_from_memory(bench):

@@ -54,11 +54,7 @@ class Engine:
     """Runs dispatches over one store. Public methods may be called from any thread."""
 
     def __init__(
-        self,
-        store: ResultStore,
-        plugins: Plugins,
-        settings: Settings,
-        world: World | None = None,
+        self, store: ResultStore, plugins: Plugins, settings: Settings, world: World | None = None
     ) -> None:
         self._world = world or World()
         self.store = store
@@ -238,9 +234,8 @@ class Engine:
             delay = 0.1
             while self._defects[dispatch_id] < _DEFECTS and not self._stopping:
                 try:
-                    self._live[dispatch_id] = LiveDispatch.load(
-                        self.store, dispatch_id, self._world
-                    )
+                    live = LiveDispatch.load(self.store, dispatch_id, self._world)
+                    self._live[dispatch_id] = live
                     break
                 except StoreUnavailableError:
                     self._world.sleep(delay)
@@ -251,6 +246,10 @@ class Engine:
             else:
                 if not self._stopping:
                     self._set_aside(dispatch_id, why)
+        for live in [one for one in self._live.values() if one.record.owner != self.kernel_id]:
+            del self._live[live.record.dispatch_id]  # another kernel's by now
+            self._lanes.forget(live.record.dispatch_id)
+            self._waiters.end([live.record.dispatch_id])
 
     # -- facts --------------------------------------------------------------------------------
 
