@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from chelate.api import (
@@ -67,7 +67,7 @@ async def prepare(
         sent = False
         try:
             for _ in range(2):  # the second time when values were removed that had been there
-                missing = await _missing(host, needed)
+                missing = await _missing(host, needed, held)
                 # What has come home since the task was made can be sent after all.
                 gone = {d for d in held.intersection(missing) if _stays_away(d, needed[d])}
                 if gone:
@@ -118,9 +118,11 @@ async def prepare(
     return [answers[job.key] for job in jobs]
 
 
-async def _missing(host: JobHost, needed: Mapping[str, BlobReader | bytes]) -> list[str]:
+async def _missing(
+    host: JobHost, needed: Mapping[str, BlobReader | bytes], held: Set[str]
+) -> list[str]:
     unknown = [digest for digest in needed if digest not in host.present]
-    if sum(_size(digest, needed[digest]) for digest in unknown) <= _SMALL:
+    if held.isdisjoint(unknown) and sum(_size(d, needed[d]) for d in unknown) <= _SMALL:
         return unknown  # sending them twice takes less time than asking
     missing: list[str] = []
     for at in range(0, len(unknown), 10_000):
@@ -142,9 +144,9 @@ def _lost(host: JobHost, jobs: Sequence[Job], gone: set[str]) -> dict[str, Rejec
                 if digest in gone:
                     text = (
                         f"The result of node {node}, which task {task.name!r} takes, stayed on "
-                        f"{host.transport.host} and is no longer there (value {digest}, "
-                        f"{job.blobs.size(digest):,} bytes). Run that node again: ct.redispatch "
-                        "with reuse_previous_results=True runs what is gone."
+                        f"{host.transport.host} and is no longer there (value {digest}). Run that "
+                        "node again: ct.redispatch with reuse_previous_results=True runs what is "
+                        "gone."
                     )
                     lost = gone.intersection(task.inputs)
                     refused[job.key] = Rejected(
@@ -209,6 +211,8 @@ def _unreadable(job: Job) -> Rejected | None:
     """Refuse a job alone when one of its values is gone."""
     for task in job.tasks:
         for digest in task.inputs:
+            if digest in task.held:
+                continue  # the host is asked
             try:
                 job.blobs.size(digest)
             except StoreError as error:

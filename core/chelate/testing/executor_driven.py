@@ -44,13 +44,17 @@ def driven(*needs: str) -> Callable[[Scenario], Callable[[Any, Bench], None]]:
     assert not set(needs) - set(ABILITIES)
 
     def wrap(scenario: Scenario) -> Callable[[Any, Bench], None]:
+        async def whole(self: Any, bench: Bench) -> None:
+            # An executor may know only when it is open.
+            if "holds" in needs and not bench.executor.capabilities.holds:
+                pytest.skip("cannot holds: by its capabilities, every result comes home")
+            await scenario(self, bench)
+
         def test(self: Any, bench: Bench) -> None:
             for need in needs:
                 if need in self.cannot:
                     pytest.skip(f"cannot {need}: {self.cannot[need]}")
-            if "holds" in needs and not bench.executor.capabilities.holds:
-                pytest.skip("cannot holds: by its capabilities, every result comes home")
-            bench.drive(scenario(self, bench))
+            bench.drive(whole(self, bench))
 
         test.__name__ = scenario.__name__
         test.__qualname__ = scenario.__qualname__

@@ -22,6 +22,10 @@ from chelate_slurm import SlurmExecutor
 # with ``--large``.
 CONFORMANCE = {
     "test_a_forbidden_key_never_starts",
+    "test_a_forbidden_task_is_left_out_of_its_pack",
+    "test_a_large_result_stays_until_it_is_fetched",
+    "test_a_task_sent_again_in_other_company_runs_once",
+    "test_a_task_whose_input_is_gone_is_refused",
     "test_no_job_is_guessed_during_an_outage",
     "test_one_task_of_a_pack_is_cancelled",
     "test_the_jobs_of_a_store_are_listed",

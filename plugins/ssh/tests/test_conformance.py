@@ -57,7 +57,9 @@ class TestSSHInShort(Here, ExecutorConformance):
 
 SHORT = {
     "test_a_forbidden_key_never_starts",
+    "test_a_forbidden_task_is_left_out_of_its_pack",
     "test_a_second_process_polls_and_collects_by_handle_alone",
+    "test_a_task_sent_again_in_other_company_runs_once",
     "test_a_task_that_takes_its_process_down",
     "test_a_whole_tree_of_processes",
     "test_logs_while_it_runs_by_offset",
