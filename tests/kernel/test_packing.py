@@ -26,6 +26,7 @@ from chelate.contracts.executor import (
 )
 from chelate.errors import StoreUnavailableError
 from chelate.kernel.engine import Engine
+from chelate.kernel.lane_carriers import Flight
 from chelate.model import NodeStatus, Reason, Retry, Status
 
 LIMITS = dataclasses.replace(FAST, gather=0.1, pack=4, run_batch=100)
@@ -338,3 +339,12 @@ def test_what_a_dead_pack_never_began_is_kept_from_starting_in_another(bench):
     packs.killed.add("1")
     kernel.until(lambda: kernel.node(dispatch_id, 1).attempt == 2)
     assert second in packs.forbidden
+
+
+def test_a_job_is_ended_as_a_whole_when_nothing_else_can_run_in_it():
+    """Of its three tasks one was brought, and one is expected of a job that was sent later."""
+    flight = Flight(JobHandle("a", "fake", "1", {}, ("a", "b", "c")), "a", left={"a"})
+    flight.brought.add("b")
+    assert not flight.is_all({"a"})
+    assert flight.is_all({"a", "c"})
+    assert Flight(JobHandle("a", "fake", "1", {}, ("a",)), "a").is_all({"a"})

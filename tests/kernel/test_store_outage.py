@@ -8,8 +8,9 @@ import pytest
 from tests.kernel.fakes import Backend, fake
 from tests.kernel.graphs import chain
 
+from chelate.contracts.executor import JobState
 from chelate.errors import StoreUnavailableError
-from chelate.model import Status
+from chelate.model import NodeStatus, Status
 
 
 @pytest.mark.parametrize("method", ["commit", "change_counter", "orphans", "cancel_requests"])
@@ -80,3 +81,26 @@ def test_who_waits_is_told_when_nothing_can_be_stored(bench, monkeypatch, caplog
     monkeypatch.setattr("chelate.kernel.outage._PATIENCE", 30.0)
     assert kernel.wait(dispatch_id).status is Status.COMPLETED
     assert caplog.text.count("Nothing goes on") == 1
+
+
+def test_a_lost_job_is_cleaned_up_when_its_loss_is_stored(bench):
+    """Whoever takes over before that asks for the job again."""
+    backend = Backend(finish=lambda key, node: None)
+    kernel = bench(fake(backend))
+    dispatch_id = kernel.dispatch(chain(1))
+    kernel.until(lambda: kernel.node(dispatch_id).status is NodeStatus.RUNNING)
+    store = kernel.gateway.store
+    honest, released = store.commit, []
+
+    def failing(*args):
+        released.append(list(backend.released))
+        if len(released) < 4:
+            raise StoreUnavailableError("database or disk is full")
+        return honest(*args)
+
+    store.commit = failing
+    with backend.lock:
+        for job in backend.jobs.values():
+            job.state = JobState.KILLED
+    kernel.until(lambda: len(backend.released) == 1)
+    assert released[:4] == [[]] * 4

@@ -13,6 +13,7 @@ from tests.simulation.campaign import Bench, run_seed
 from tests.simulation.running import killed_quietly, run_seeds
 
 SEEDS = 2_000
+FOUND = (4_378, 1_010_907, 1_011_193, 1_020_727, 1_037_431, 1_040_843)  # docs/reliability.md
 JOBS = min(2, os.cpu_count() or 1)
 
 
@@ -35,6 +36,16 @@ def test_no_seed_breaks_a_promise():
     assert min(counts[what] for what in ("late", "twins", "takeovers", "uncertain", "reused")) > 30
     assert counts["packs"] > 300
     assert counts["stops"] > 500
+
+
+def test_seeds_that_found_a_defect_find_it_no_more():
+    bench = Bench()
+    try:
+        with killed_quietly():
+            for seed in FOUND:
+                assert not run_seed(seed, bench).violations, seed
+    finally:
+        bench.close()
 
 
 @pytest.mark.large
