@@ -29,7 +29,7 @@ async def contained(call: Callable[[], Any], what: str) -> Any:
         if not inspect.isawaitable(awaitable):
             raise PluginContractError(f"{what}() must be a coroutine: write 'async def {what}'.")
         return await awaitable
-    except (Exception, asyncio.CancelledError, GeneratorExit):
+    except (Exception, asyncio.CancelledError):
         raise
     except BaseException as error:
         raise PluginContractError(f"{what}() raised {error!r}.") from error
