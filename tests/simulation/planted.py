@@ -129,6 +129,7 @@ def _owner_unchecked(patch: pytest.MonkeyPatch) -> None:
 
     def commit(self: SQLStore, kernel_id: str, what: Commit, seen: int) -> Any:
         writing.append(kernel_id)
+        what.epochs.clear()
         try:
             return honest_commit(self, kernel_id, what, seen)
         finally:
