@@ -7,11 +7,13 @@ by its session, whatever the clock says. Once the lock is lost it may write no m
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,22 @@ class Scene:
         dispatch_id = owner.stdout.readline().strip()
         self.until(lambda: len(self.lines()) >= 3, "the third task's start")
         owner.send_signal(signal.SIGSTOP)
+        while self.is_locked():  # stopped in the middle of a write, which nobody can pass
+            owner.send_signal(signal.SIGCONT)
+            owner.send_signal(signal.SIGSTOP)
         self.store.open()
         return owner, dispatch_id
+
+    def is_locked(self) -> bool:
+        if self.server is not None:
+            return False
+        with closing(sqlite3.connect(self.home / "chelate.db", timeout=0.2)) as link:
+            try:
+                link.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            link.rollback()
+        return False
 
     def take_lock_away(self, dispatch_id: str) -> None:
         """What only an accident does: a lost session, or a lock file that somebody deleted."""
