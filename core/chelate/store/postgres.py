@@ -7,8 +7,10 @@ breaks them. Use the server itself, or a pooler in session mode.
 
 from __future__ import annotations
 
+import selectors
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chelate.api import (
@@ -29,6 +31,7 @@ T = TypeVar("T")
 
 _CHUNK_ROWS = 5000
 _CHUNK_BYTES = 8 << 20
+_UNLOCKING = 2.0  # seconds
 
 # SQLSTATE classes and codes: what passes by itself, and a sentence for what does not.
 _PASSING = ("08", "40", "55P03", "57P", "53300", "25P03")
@@ -239,7 +242,10 @@ class PostgresDatabase(Database):
         return work(dead)
 
     def release(self) -> None:
-        self._held = set()
+        held, self._held = self._held, set()
+        writer = self._writer
+        if held and writer is not None and not writer.invalidated:
+            _unlock(writer.connection.driver_connection)
 
     def forget(self) -> None:
         super().forget()
@@ -279,6 +285,18 @@ class PostgresDatabase(Database):
                 sql, tuple(map(list, zip(*chunk, strict=True)))
             ).rowcount
         return written
+
+
+def _unlock(driver: Any) -> None:
+    """Free the session's locks before it goes: a server ends a session some time after its client
+    has left it. One that does not answer is not waited for; it frees them when it finds out."""
+    from psycopg import Error
+
+    with suppress(Error), selectors.DefaultSelector() as answer:
+        driver.pgconn.send_query(b"SELECT pg_advisory_unlock_all()")
+        driver.pgconn.flush()
+        answer.register(driver.pgconn.socket, selectors.EVENT_READ)
+        answer.select(_UNLOCKING)
 
 
 def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
