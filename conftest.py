@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Begun first, so that at the end no process waits long for another.
+_LONGEST = ["plugins/slurm", "plugins/ssh", "tests/simulation/test_simulation.py"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--large", action="store_true", help="run the campaigns of minutes, too")
@@ -30,11 +33,16 @@ def _group(item: pytest.Item) -> str:
     return "/".join(parts[:2] if parts[0] == "plugins" else parts)
 
 
-@pytest.hookimpl(trylast=True)
+def _begun(group: str) -> int:
+    return _LONGEST.index(group) if group in _LONGEST else len(_LONGEST)
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--large"):
-        chosen = [item for item in items if item.get_closest_marker("large") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+        large = [item for item in items if item.get_closest_marker("large") is not None]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item.get_closest_marker("large") is None]
+    items.sort(key=lambda item: _begun(_group(item)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))

@@ -21,7 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 COMMANDS = {
     "quickstart": ("examples", ["examples/quickstart.py"]),
-    "tests": ("test", ["-m", "pytest", "-n", "2", "--dist", "loadgroup"]),
+    "tests": (
+        "test",
+        ["-m", "pytest", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"],
+    ),
     "python": ("dev", []),
 }
 WITH_PLUGINS = ("test", "dev")
