@@ -138,6 +138,32 @@ def test_what_is_read_again_after_an_outage_may_be_anothers_by_then(bench, monke
     assert two.gateway.record(dispatch_id).owner == two.gateway.engine.kernel_id
 
 
+def test_an_adoption_whose_answer_was_lost_is_carried_out(bench):
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(chain(3))
+    one.until(lambda: one.node(dispatch_id).status is S.RUNNING)
+    store = two.gateway.store
+    honest, answers = store.adopt, []
+
+    def unheard(kernel_id, orphans):
+        answers.append(honest(kernel_id, orphans))
+        if len(answers) == 1:
+            raise StoreUnavailableError("server closed the connection unexpectedly")
+        return answers[-1]
+
+    store.adopt = unheard
+    one.close()
+    two.gateway.engine.poke()
+    two.until(lambda: dispatch_id in two.gateway.engine.running())
+    backend.end()
+    assert two.wait(dispatch_id).status is Status.COMPLETED
+    assert answers[0] == [dispatch_id]
+    assert two.gateway.record(dispatch_id).epoch == 1, "it was taken once"
+    assert set(backend.starts.values()) == {1}
+
+
 def test_a_kernel_that_only_lost_its_lock_goes_on_from_memory(bench):
     backend = Backend(finish=never)
     one = bench(fake(backend))
