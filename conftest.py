@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,9 +28,9 @@ def own_settings() -> Iterator[None]:
         embedding._overrides.update(before)
 
 
-def _group(item: pytest.Item) -> str:
+def _group(nodeid: str) -> str:
     """A plugin's tests share the services they start; other files share their fixtures."""
-    parts = item.path.relative_to(item.config.rootpath).parts
+    parts = nodeid.split("::")[0].split("/")
     return "/".join(parts[:2] if parts[0] == "plugins" else parts)
 
 
@@ -37,12 +38,21 @@ def _begun(group: str) -> int:
     return _LONGEST.index(group) if group in _LONGEST else len(_LONGEST)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--large"):
         large = [item for item in items if item.get_closest_marker("large") is not None]
         config.hook.pytest_deselected(items=large)
         items[:] = [item for item in items if item.get_closest_marker("large") is None]
-    items.sort(key=lambda item: _begun(_group(item)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _begun(_group(item.nodeid)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Groups by the path: xdist's own groups by mark are lost with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Together(config, log)

@@ -21,10 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 COMMANDS = {
     "quickstart": ("examples", ["examples/quickstart.py"]),
-    "tests": (
-        "test",
-        ["-m", "pytest", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"],
-    ),
+    "tests": ("test", ["-m", "pytest", "-n", "2", "--no-loadscope-reorder"]),
     "python": ("dev", []),
 }
 WITH_PLUGINS = ("test", "dev")
