@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 # Begun first, so that at the end no process waits long for another.
-_LONGEST = ["plugins/slurm", "plugins/ssh", "tests/simulation/test_simulation.py"]
+_LONGEST = [
+    "plugins/slurm",
+    "tests/simulation/test_simulation.py",
+    "plugins/ssh",
+    "tests/triggers/test_conformance.py",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
