@@ -29,8 +29,8 @@ from chelate.targets import CancelAnswer, check_dispatch_id, resolve_tasks
 if TYPE_CHECKING:
     from chelate.contracts.store import ResultStore
     from chelate.kernel.engine import Engine
-    from chelate.kernel.plugins import Plugins
-    from chelate.kernel.trigger_host import TriggerHost
+    from chelate.kernel.plugins.registry import Plugins
+    from chelate.kernel.triggers.host import TriggerHost
     from chelate.settings import Settings
 
 __all__ = ["LocalGateway"]
@@ -62,7 +62,7 @@ class LocalGateway:
         """The plugins that this gateway's kernel sees."""
         with self._lock:
             if self._plugins is None:
-                from chelate.kernel.plugins import Plugins
+                from chelate.kernel.plugins.registry import Plugins
 
                 self._plugins = Plugins(
                     disable=self.settings.disable_plugins, allow=self.settings.allow_plugins
@@ -121,7 +121,7 @@ class LocalGateway:
             triggers.stop(timeout)
 
     def _host_triggers(self, engine: Engine) -> TriggerHost:
-        from chelate.kernel.trigger_host import TriggerHost
+        from chelate.kernel.triggers.host import TriggerHost
 
         host = TriggerHost(
             self.store, self.plugins, self.settings, engine.kernel_id, self.repeat, engine.poke

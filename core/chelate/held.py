@@ -122,7 +122,7 @@ def read_value(gateway: LocalGateway, digest: str) -> bytes:
 
 
 def _bring(gateway: LocalGateway, digest: str) -> None:
-    from chelate.kernel.lane_fetches import Wanted, bring, store_fetched
+    from chelate.kernel.lanes.fetches import Wanted, bring, store_fetched
 
     store = gateway.store
     note = store.held([digest]).get(digest)
@@ -166,7 +166,7 @@ def _with_executor(
 ) -> T:
     """Do some work with the executor that a lane of this name has."""
     from chelate.kernel.keys import lane_ref
-    from chelate.kernel.lane_report import sentence
+    from chelate.kernel.lanes.report import sentence
 
     ref = lane_ref(name)
     options = {**gateway.settings.executors.get(ref.name, {}), **ref.options}

@@ -11,9 +11,9 @@ from chelate.contracts.trigger import BaseTrigger
 from chelate.embedding import current
 from chelate.errors import ConfigError
 from chelate.gateway import LocalGateway
-from chelate.kernel.trigger_host import TriggerHost
-from chelate.kernel.trigger_intake import Prepared
-from chelate.kernel.trigger_records import (
+from chelate.kernel.triggers.host import TriggerHost
+from chelate.kernel.triggers.intake import Prepared
+from chelate.kernel.triggers.records import (
     ACTIVE,
     PAUSED,
     STOPPED,

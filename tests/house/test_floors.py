@@ -140,7 +140,7 @@ def test_no_circles() -> None:
 def test_the_machine_is_pure() -> None:
     found = modules()
     edges = own_imports(found)
-    pending, seen = ["chelate.kernel.machine"], set()
+    pending, seen = ["chelate.kernel.states.machine"], set()
     while pending:  # the machine, and the parts of it that lie in files of their own
         name = pending.pop()
         if name in seen or name not in found:
@@ -179,7 +179,7 @@ def test_the_guard_sees(importer: str, imported: str, inside: bool) -> None:
     [
         ("chelate.worker", "chelate.client.trace", True),
         ("chelate.executors.local", "chelate.api", False),
-        ("chelate.kernel.engine", "chelate.kernel.machine", False),
+        ("chelate.kernel.engine", "chelate.kernel.states.machine", False),
         ("chelate.gateway", "chelate.kernel.engine", True),
         ("chelate.gateway", "chelate.client.trace", False),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from chelate.graph import Graph, Kind, Node
-from chelate.kernel.machine import Machine
+from chelate.kernel.states.machine import Machine
 from chelate.model import ExecutorRef, Retry, TaskPolicy
 
 DISPATCH = "0f0f0f0f-0000-4000-8000-000000000000"

@@ -8,7 +8,7 @@ from typing import Any
 from chelate.contracts.executor import HOLD_FROM, Job, JobHandle, Task
 from chelate.kernel import events as ev
 from chelate.kernel.homecoming import Homecoming
-from chelate.kernel.lane_report import LaneReport
+from chelate.kernel.lanes.report import LaneReport
 from chelate.model import Resources
 
 DIGEST = "d" * 64

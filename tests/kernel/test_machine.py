@@ -13,8 +13,8 @@ from tests.kernel.graphs import chain, graph_of, machine_of
 
 from chelate.errors import MachineError
 from chelate.kernel import events as ev
-from chelate.kernel.machine import Machine
-from chelate.kernel.transitions import BUG, LATE, TABLE
+from chelate.kernel.states.machine import Machine
+from chelate.kernel.states.transitions import BUG, LATE, TABLE
 from chelate.model import FINAL, NodeRecord, NodeStatus, Reason, Retry, Status, ValueRef
 
 S = NodeStatus

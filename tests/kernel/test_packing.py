@@ -26,7 +26,7 @@ from chelate.contracts.executor import (
 )
 from chelate.errors import StoreUnavailableError
 from chelate.kernel.engine import Engine
-from chelate.kernel.lane_carriers import Flight
+from chelate.kernel.lanes.carriers import Flight
 from chelate.model import NodeStatus, Reason, Retry, Status
 
 LIMITS = dataclasses.replace(FAST, gather=0.1, pack=4, run_batch=100)

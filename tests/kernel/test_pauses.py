@@ -11,7 +11,7 @@ from tests.kernel.graphs import graph_of
 
 from chelate.contracts.executor import Accepted, Rejected
 from chelate.errors import AuthenticationError, ConfigError
-from chelate.kernel.lane_report import Complaints
+from chelate.kernel.lanes.report import Complaints
 from chelate.model import NodeStatus, Reason, Status
 from chelate.result import Result
 from chelate.show.summary import result_as_text
@@ -22,8 +22,8 @@ def pause(monkeypatch):
     """Sets how long refused credentials are left alone."""
 
     def lasts(seconds):
-        for module in ("lanes", "lane_work", "lane_calls"):
-            monkeypatch.setattr(f"chelate.kernel.{module}.FIRST_PAUSE", seconds)
+        for module in ("lane", "work", "calls"):
+            monkeypatch.setattr(f"chelate.kernel.lanes.{module}.FIRST_PAUSE", seconds)
 
     return lasts
 

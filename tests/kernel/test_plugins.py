@@ -21,9 +21,9 @@ from chelate.errors import (
     PluginNotFoundError,
     RejectedError,
 )
-from chelate.kernel import discovery
-from chelate.kernel.discovery import BUILT_IN
-from chelate.kernel.plugins import KNOWN_PLUGINS, Plugins
+from chelate.kernel.plugins import discovery
+from chelate.kernel.plugins.discovery import BUILT_IN
+from chelate.kernel.plugins.registry import KNOWN_PLUGINS, Plugins
 from chelate.model import DispatchRecord, ExecutorRef, NodeRecord, Reason
 
 EXECUTOR = """

@@ -21,8 +21,8 @@ from chelate.diff import ReuseIndex
 from chelate.digest import digest_bytes
 from chelate.graph import Function, Graph, Kind, Node
 from chelate.kernel import events as ev
-from chelate.kernel.machine import Machine
 from chelate.kernel.reuse import Reuse
+from chelate.kernel.states.machine import Machine
 from chelate.model import DispatchRecord, ExecutorRef, NodeRecord, NodeStatus, TaskPolicy, ValueRef
 
 LOCAL = ExecutorRef("local")

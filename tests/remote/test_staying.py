@@ -222,7 +222,7 @@ def test_looking_at_nodes_brings_nothing_home(home):
 
 def test_a_refused_login_and_a_full_disk_are_waited_for(home, monkeypatch):
     first = run(chain(box(home)), 7)
-    monkeypatch.setattr("chelate.kernel.lane_calls.FIRST_PAUSE", 0.3)
+    monkeypatch.setattr("chelate.kernel.lanes.calls.FIRST_PAUSE", 0.3)
     fault = [AuthenticationError("The key was refused.")]
 
     async def failing(self, argv, stdin=b""):

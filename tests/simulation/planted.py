@@ -19,15 +19,16 @@ from chelate.contracts.store import Commit
 from chelate.digest import digest_bytes
 from chelate.errors import StoreUnavailableError
 from chelate.kernel import events as ev
-from chelate.kernel import machine, moves, reuse
+from chelate.kernel import reuse
 from chelate.kernel.engine import Engine
 from chelate.kernel.intake import Intake
-from chelate.kernel.lane_carriers import Carriers
-from chelate.kernel.lane_flights import Flights
-from chelate.kernel.lane_stops import Stops
 from chelate.kernel.lane_table import Orders
-from chelate.kernel.lane_work import LaneWork
-from chelate.kernel.machine import Machine
+from chelate.kernel.lanes.carriers import Carriers
+from chelate.kernel.lanes.flights import Flights
+from chelate.kernel.lanes.stops import Stops
+from chelate.kernel.lanes.work import LaneWork
+from chelate.kernel.states import machine, moves
+from chelate.kernel.states.machine import Machine
 from chelate.kernel.turn import Turn
 from chelate.model import NodeStatus, Reason, ValueRef
 from chelate.store.sql import SQLStore

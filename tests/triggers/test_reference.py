@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import chelate
-from chelate.kernel.plugins import Plugins
+from chelate.kernel.plugins.registry import Plugins
 
 COMMON = ["lattice_dispatch_id", "dispatcher_addr", "triggers_server_addr"]
 TABLE = ["db_path", "table_name", "poll_interval", "where_clauses", "trigger_after_n"]

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from chelate.checking.report import DEFECT, RESTORE, Finding, Report
 from chelate.contracts.store import CancelRequest
 from chelate.graph import Graph
-from chelate.kernel.retries import is_loss
+from chelate.kernel.states.retries import is_loss
 from chelate.model import (
     FINAL,
     DispatchRecord,

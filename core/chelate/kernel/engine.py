@@ -30,13 +30,13 @@ from chelate.graph import Graph
 from chelate.kernel import events as ev
 from chelate.kernel.intake import Intake
 from chelate.kernel.jobs import make_job
-from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lane_table import LaneTable, Orders
+from chelate.kernel.lanes.report import LaneReport
 from chelate.kernel.live import LiveDispatch
 from chelate.kernel.outage import Outage
 from chelate.kernel.outside import Outside
 from chelate.kernel.passing import Passing
-from chelate.kernel.plugins import Plugins
+from chelate.kernel.plugins.registry import Plugins
 from chelate.kernel.turn import Turn
 from chelate.kernel.waiters import Waiters
 from chelate.kernel.world import World

@@ -19,8 +19,8 @@ from chelate.errors import BlobDamagedError, BlobMissingError, StoreError
 from chelate.graph import Graph, Kind, nodes_in
 from chelate.kernel import events as ev
 from chelate.kernel.keys import lane_name, split_key
-from chelate.kernel.lane_fetches import Wanted, store_fetched
-from chelate.kernel.lane_report import Fetched, LaneReport
+from chelate.kernel.lanes.fetches import Wanted, store_fetched
+from chelate.kernel.lanes.report import Fetched, LaneReport
 from chelate.model import Reason
 
 __all__ = ["Homecoming", "staying"]

@@ -13,12 +13,12 @@ from chelate.contracts.executor import JobHandle, JobState, Observation, Outcome
 from chelate.contracts.store import ResultStore
 from chelate.errors import GraphError, StoreError, StoreUnavailableError
 from chelate.kernel import events as ev
-from chelate.kernel.hooks import Hooks
 from chelate.kernel.jobs import keep_text, settle
 from chelate.kernel.keys import lane_ref, split_key
-from chelate.kernel.lane_report import LaneReport
 from chelate.kernel.lane_table import Orders
+from chelate.kernel.lanes.report import LaneReport
 from chelate.kernel.live import BUILD_NODE, LiveDispatch, child_record
+from chelate.kernel.plugins.hooks import Hooks
 from chelate.model import FINAL, NodeRecord, Reason
 
 __all__ = ["Intake"]

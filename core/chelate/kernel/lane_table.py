@@ -14,11 +14,11 @@ from chelate.errors import RejectedError
 from chelate.kernel import events as ev
 from chelate.kernel.homecoming import Homecoming
 from chelate.kernel.keys import lane_ref, split_key
-from chelate.kernel.lane_report import LaneReport
-from chelate.kernel.lanes import Lane
+from chelate.kernel.lanes.lane import Lane
+from chelate.kernel.lanes.report import LaneReport
 from chelate.kernel.live import LiveDispatch
-from chelate.kernel.plugins import Plugins
-from chelate.kernel.resuming import unresolved
+from chelate.kernel.plugins.registry import Plugins
+from chelate.kernel.states.resuming import unresolved
 from chelate.kernel.world import World
 from chelate.model import NodeRecord, NodeStatus, Reason
 from chelate.settings import Settings

@@ -13,8 +13,8 @@ from chelate.errors import GraphError
 from chelate.graph import Graph, Kind, Node, leaves
 from chelate.kernel.homecoming import staying
 from chelate.kernel.keys import lane_name
-from chelate.kernel.machine import Machine
 from chelate.kernel.reuse import Reuse
+from chelate.kernel.states.machine import Machine
 from chelate.kernel.world import World
 from chelate.model import DispatchRecord, NodeStatus, Status, ValueRef
 

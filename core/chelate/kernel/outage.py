@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from chelate.errors import StoreUnavailableError
-from chelate.kernel.lane_report import Complaints
+from chelate.kernel.lanes.report import Complaints
 from chelate.kernel.world import World
 
 __all__ = ["Outage"]

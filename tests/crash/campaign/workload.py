@@ -248,7 +248,7 @@ def fork(folder: Path, slot: str, width: int) -> int:
 
 def serve(folder: Path, width: int) -> None:
     """Fork on request until the requests end."""
-    for name in ("kernel.engine", "kernel.trigger_host", "client.build", "executors.builtin"):
+    for name in ("kernel.engine", "kernel.triggers.host", "client.build", "executors.builtin"):
         import_module(f"chelate.{name}")
     import_module("chelate_slurm")
     store = SQLStore("", folder / "rehearsal")  # the first use imports most

@@ -1,7 +1,7 @@
 """The transition table: what every event means in every status.
 
-An entry is the name of a handler of :class:`~chelate.kernel.machine.Machine`, ``LATE`` (old news,
-ignored) or ``BUG`` (impossible, raises :class:`~chelate.errors.MachineError`).
+An entry is the name of a handler of :class:`~chelate.kernel.states.machine.Machine`, ``LATE`` (old
+news, ignored) or ``BUG`` (impossible, raises :class:`~chelate.errors.MachineError`).
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Any
 
 from chelate.contracts.trigger import BaseTrigger
 from chelate.errors import ConfigError
-from chelate.kernel.trigger_fires import Armed
-from chelate.kernel.trigger_records import (
+from chelate.kernel.triggers.fires import Armed
+from chelate.kernel.triggers.records import (
     ACTIVE,
     Definition,
     Progress,

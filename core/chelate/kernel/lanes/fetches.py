@@ -28,8 +28,8 @@ from chelate.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from chelate.kernel.lane_calls import LaneCalls
-from chelate.kernel.lane_report import Fetched, LaneReport
+from chelate.kernel.lanes.calls import LaneCalls
+from chelate.kernel.lanes.report import Fetched, LaneReport
 
 __all__ = ["Fetches", "Wanted", "bring", "store_fetched"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from chelate.contracts.executor import Executor
 from chelate.errors import AuthenticationError, PluginContractError, TransientError
-from chelate.kernel.lane_report import FIRST_PAUSE, LAST_PAUSE, Complaints, LaneReport, sentence
+from chelate.kernel.lanes.report import FIRST_PAUSE, LAST_PAUSE, Complaints, LaneReport, sentence
 from chelate.kernel.world import World
 
 __all__ = ["LaneCalls", "contained"]

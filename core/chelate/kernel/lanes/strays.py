@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from chelate.contracts.executor import JobHandle
 from chelate.errors import PluginContractError
 from chelate.kernel.keys import split_key
-from chelate.kernel.lane_calls import LaneCalls
-from chelate.kernel.lane_checks import checked_handle
-from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.lanes.calls import LaneCalls
+from chelate.kernel.lanes.checks import checked_handle
+from chelate.kernel.lanes.report import LaneReport, sentence
 
 __all__ = ["Strays"]
 

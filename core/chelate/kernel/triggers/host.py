@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from chelate.contracts.store import ResultStore
 from chelate.contracts.trigger import BaseTrigger, Check
 from chelate.errors import ChelateError, ConfigError, PluginError, StoreUnavailableError
-from chelate.kernel.pool import Pool
-from chelate.kernel.trigger_fires import Armed, Firing
-from chelate.kernel.trigger_intake import Prepared, prepare
-from chelate.kernel.trigger_observing import Observing
-from chelate.kernel.trigger_records import (
+from chelate.kernel.triggers.fires import Armed, Firing
+from chelate.kernel.triggers.intake import Prepared, prepare
+from chelate.kernel.triggers.observing import Observing
+from chelate.kernel.triggers.pool import Pool
+from chelate.kernel.triggers.records import (
     ACTIVE,
     PAUSED,
     STOPPED,
@@ -36,7 +36,7 @@ from chelate.kernel.trigger_records import (
 )
 
 if TYPE_CHECKING:
-    from chelate.kernel.plugins import Plugins
+    from chelate.kernel.plugins.registry import Plugins
     from chelate.settings import Settings
 
 __all__ = ["Link", "TriggerHost"]
@@ -105,7 +105,7 @@ class TriggerHost:
         self._quick.close()
 
     def prepare(self, trigger: BaseTrigger, dispatch_id: str, *, copy: bool) -> Prepared:
-        """See :func:`chelate.kernel.trigger_intake.prepare`."""
+        """See :func:`chelate.kernel.triggers.intake.prepare`."""
         return prepare(
             trigger, dispatch_id, self._kernel_id, self._classes, self._secrets, copy=copy
         )

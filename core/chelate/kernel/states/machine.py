@@ -1,7 +1,7 @@
 """The state machine of one dispatch: events in, changed records and effects out.
 
 It is pure: no I/O, no clock (time comes with the call), no logging. Every pair of status and
-event is decided in :data:`~chelate.kernel.transitions.TABLE`. Indexes (pending counts, ready
+event is decided in :data:`~chelate.kernel.states.transitions.TABLE`. Indexes (pending counts, ready
 queues) are kept, never rescanned, so an event costs the same in a graph of ten nodes and of a
 hundred thousand.
 """
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 from chelate.errors import MachineError
 from chelate.kernel import events as ev
-from chelate.kernel.moves import Moves
-from chelate.kernel.resuming import unresolved
-from chelate.kernel.transitions import BUG, LATE, TABLE
+from chelate.kernel.states.moves import Moves
+from chelate.kernel.states.resuming import unresolved
+from chelate.kernel.states.transitions import BUG, LATE, TABLE
 from chelate.model import FINAL, NodeRecord, NodeStatus, Reason, Status
 
 __all__ = ["Machine"]

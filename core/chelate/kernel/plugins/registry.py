@@ -17,9 +17,9 @@ import pluggy
 
 from chelate.contracts import hookspecs
 from chelate.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
-from chelate.kernel.discovery import Entry, PluginFailure, installed_entries
-from chelate.kernel.hooks import Hooks
-from chelate.kernel.plugin_checks import REGISTRATION, check_classes, check_functions, contract
+from chelate.kernel.plugins.checks import REGISTRATION, check_classes, check_functions, contract
+from chelate.kernel.plugins.discovery import Entry, PluginFailure, installed_entries
+from chelate.kernel.plugins.hooks import Hooks
 
 if TYPE_CHECKING:
     from chelate.contracts.executor import Executor

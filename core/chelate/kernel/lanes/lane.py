@@ -14,9 +14,9 @@ from functools import partial
 
 from chelate.contracts.executor import Executor, Job, JobHandle
 from chelate.errors import AuthenticationError, TransientError
-from chelate.kernel.lane_calls import contained
-from chelate.kernel.lane_fetches import Wanted
-from chelate.kernel.lane_report import (
+from chelate.kernel.lanes.calls import contained
+from chelate.kernel.lanes.fetches import Wanted
+from chelate.kernel.lanes.report import (
     FIRST_PAUSE,
     LAST_PAUSE,
     Complaints,
@@ -24,7 +24,7 @@ from chelate.kernel.lane_report import (
     pausing,
     sentence,
 )
-from chelate.kernel.lane_work import LaneWork
+from chelate.kernel.lanes.work import LaneWork
 from chelate.kernel.world import Habitat, World
 
 __all__ = ["Lane"]

@@ -7,8 +7,8 @@ from typing import Any
 
 from chelate.graph import Graph
 from chelate.kernel import events as ev
-from chelate.kernel.ledger import Ledger
-from chelate.kernel.retries import verdict
+from chelate.kernel.states.ledger import Ledger
+from chelate.kernel.states.retries import verdict
 from chelate.model import NodeRecord, NodeStatus, Reason
 
 __all__ = ["Moves"]

@@ -16,7 +16,7 @@ from typing import Any
 from chelate.contracts.store import ResultStore
 from chelate.contracts.trigger import BaseTrigger, Check
 from chelate.errors import DispatchNotFoundError, StoreUnavailableError
-from chelate.kernel.trigger_records import (
+from chelate.kernel.triggers.records import (
     ACTIVE,
     KEPT_CHUNKS,
     Definition,

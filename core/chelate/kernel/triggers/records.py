@@ -24,7 +24,7 @@ from chelate.contracts.trigger import BaseTrigger, Check
 from chelate.errors import ConfigError, PluginContractError, PluginError, PluginNotFoundError
 
 if TYPE_CHECKING:
-    from chelate.kernel.plugins import Plugins
+    from chelate.kernel.plugins.registry import Plugins
 
 __all__ = [
     "ACTIVE",

@@ -24,14 +24,14 @@ from chelate.contracts.executor import (
 )
 from chelate.errors import AuthenticationError, PluginContractError, TransientError
 from chelate.kernel import events as ev
-from chelate.kernel.lane_calls import LaneCalls
-from chelate.kernel.lane_checks import checked_handle, checked_reason
-from chelate.kernel.lane_fetches import Fetches, Wanted
-from chelate.kernel.lane_flights import Flights, tell
-from chelate.kernel.lane_packs import Departures
-from chelate.kernel.lane_report import FIRST_PAUSE, LAST_PAUSE, LaneReport, pausing, sentence
-from chelate.kernel.lane_stops import FIRST_WAIT, LAST_WAIT, Stops
-from chelate.kernel.lane_strays import Strays
+from chelate.kernel.lanes.calls import LaneCalls
+from chelate.kernel.lanes.checks import checked_handle, checked_reason
+from chelate.kernel.lanes.fetches import Fetches, Wanted
+from chelate.kernel.lanes.flights import Flights, tell
+from chelate.kernel.lanes.packs import Departures
+from chelate.kernel.lanes.report import FIRST_PAUSE, LAST_PAUSE, LaneReport, pausing, sentence
+from chelate.kernel.lanes.stops import FIRST_WAIT, LAST_WAIT, Stops
+from chelate.kernel.lanes.strays import Strays
 from chelate.kernel.world import World
 from chelate.model import Reason
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from chelate.contracts.trigger import BaseTrigger
-from chelate.kernel.trigger_fires import Armed, Firing
+from chelate.kernel.triggers.fires import Armed, Firing
 
 __all__ = ["Observing"]
 

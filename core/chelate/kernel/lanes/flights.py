@@ -16,10 +16,10 @@ from chelate.contracts.executor import JobHandle, JobState, Outcome, PollReport
 from chelate.errors import PluginContractError
 from chelate.kernel import events as ev
 from chelate.kernel.keys import split_key
-from chelate.kernel.lane_calls import LaneCalls
-from chelate.kernel.lane_carriers import Carriers, Flight, name_of
-from chelate.kernel.lane_checks import checked_handle, checked_outcome, checked_report, is_seen
-from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.lanes.calls import LaneCalls
+from chelate.kernel.lanes.carriers import Carriers, Flight, name_of
+from chelate.kernel.lanes.checks import checked_handle, checked_outcome, checked_report, is_seen
+from chelate.kernel.lanes.report import LaneReport, sentence
 from chelate.model import Reason
 
 __all__ = ["Flights", "tell"]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from chelate.contracts.executor import JobHandle
 from chelate.errors import TransientError
 from chelate.kernel import events as ev
-from chelate.kernel.lane_calls import LaneCalls
-from chelate.kernel.lane_flights import Flights, tell
-from chelate.kernel.lane_report import LaneReport, sentence
+from chelate.kernel.lanes.calls import LaneCalls
+from chelate.kernel.lanes.flights import Flights, tell
+from chelate.kernel.lanes.report import LaneReport, sentence
 
 __all__ = ["FIRST_WAIT", "LAST_WAIT", "Stops"]
 
