@@ -131,17 +131,18 @@ def test_the_author_may_block_or_await(tmp_path: Path) -> None:
 
 
 def test_a_slow_author_delays_no_other_call(tmp_path: Path) -> None:
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
 
     class Slow(Base):
         name = "slow"
 
         def before(self, task: Any) -> None:
+            begun.set()
             assert gate.wait(60)
 
     async def scenario(bench: Bench) -> None:
         first = asyncio.ensure_future(bench.accepted(bench.job(lambda: 1)))
-        while bench.executor._pool is None:
+        while not begun.is_set():
             await asyncio.sleep(0.01)
         assert not (await bench.look([])).seen
         assert await bench.executor.find(["d:1:1:x"]) == {}
@@ -152,6 +153,66 @@ def test_a_slow_author_delays_no_other_call(tmp_path: Path) -> None:
     drive(Slow(), tmp_path, scenario)
 
 
+def test_who_hangs_holds_up_neither_the_others_nor_the_process(tmp_path: Path) -> None:
+    gate = threading.Event()
+    hung: list[Any] = []
+
+    class Hangs(Base):
+        name = "hangs"
+        threads = 1
+
+        def before(self, task: Any) -> None:
+            if len(hung) < 4:
+                hung.append(threading.current_thread())
+                gate.wait()
+
+    async def scenario(bench: Bench) -> None:
+        for count in range(4):
+            sending = asyncio.ensure_future(bench.run(bench.job(lambda: 1)))
+            while len(hung) == count and not sending.done():
+                await asyncio.sleep(0.01)
+            assert not sending.done()
+            sending.cancel()
+            await asyncio.wait([sending])
+        (outcome,) = await bench.run(bench.job(lambda: 1))
+        assert isinstance(outcome, Deferred), outcome  # four wait for ever: that is enough
+        assert "not returned" in outcome.message
+        assert all(thread.daemon for thread in hung)
+        gate.set()
+        while any(thread.is_alive() for thread in hung):
+            await asyncio.sleep(0.01)
+        assert (
+            value_of(
+                (await bench.outcomes(await bench.accepted(bench.job(lambda: 1)))).popitem()[1]
+            )
+            == 1
+        )
+
+    try:
+        drive(Hangs(), tmp_path, scenario)
+    finally:
+        gate.set()
+
+
+def test_a_poll_that_wants_to_end_the_process_is_an_error(tmp_path: Path) -> None:
+    class Exits(Base):
+        name = "exits"
+
+        def poll(self, task_metadata: Any, job_handle: Any) -> str:
+            raise SystemExit(3)
+
+    async def scenario(bench: Bench) -> None:
+        handle = await bench.start(beats(str(tmp_path / "pulse")))
+        while not (tmp_path / "pulse").exists():
+            await asyncio.sleep(0.01)
+        report = await bench.look([handle])
+        assert not report.covered
+        assert "SystemExit(3)" in report.errors[0]
+        await bench.executor.cancel([handle], force=True)
+
+    drive(Exits(), tmp_path, scenario)
+
+
 @pytest.mark.parametrize(
     ("raised", "kind", "reason"),
     [
@@ -160,6 +221,8 @@ def test_a_slow_author_delays_no_other_call(tmp_path: Path) -> None:
         (OSError("no such program"), Rejected, Reason.LAUNCH_FAIL),
         (KeyError("a slip"), Rejected, Reason.PLUGIN),
         (TaskCancelledError("not today"), Rejected, Reason.CANCELLED_BY_USER),
+        (SystemExit("out"), Rejected, Reason.PLUGIN),
+        (KeyboardInterrupt("now"), Rejected, Reason.PLUGIN),
     ],
 )
 def test_what_run_raises_is_told(tmp_path: Path, raised: Any, kind: Any, reason: Any) -> None:

@@ -31,7 +31,6 @@ import sys
 import tempfile
 from abc import ABCMeta, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,6 +59,7 @@ from chelate.api import (
     TransientError,
     Unknown,
 )
+from chelate.remote.blocking import Blocking
 from chelate.remote.environment import Environment
 from chelate.remote.host import JobHost
 from chelate.remote.local import LocalTransport
@@ -106,7 +106,7 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
         find=True, idempotent=True, logs=True, claims=True, listing=True
     )
     _host: JobHost | None = None
-    _pool: ThreadPoolExecutor | None = None
+    _blocking: Blocking | None = None
     _spool: Path | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -157,10 +157,8 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
         assert self.host is not None
 
     async def close(self) -> None:
-        """Let go of threads and fetched files; jobs go on."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        """Let go of fetched files; jobs go on."""
+        self._blocking = None
         if self._host is not None:
             await self._host.transport.close()
             self._host = None
@@ -169,16 +167,23 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
             self._spool = None
 
     async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """One of the author's methods: awaited, or in a thread when it is a plain one."""
-        if not inspect.iscoroutinefunction(inspect.unwrap(method)):
-            if self._pool is None:
-                name = f"chelate-{self.name}"
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=name)
-            loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._pool, method, *arguments)
-        else:
-            answer = method(*arguments)
-        return await answer if inspect.isawaitable(answer) else answer
+        """One of the author's methods: awaited, or in a thread when it is a plain one.
+
+        Raises:
+            PluginContractError: it wants to end the process, which would end the event loop.
+        """
+        try:
+            if not inspect.iscoroutinefunction(inspect.unwrap(method)):
+                if self._blocking is None:
+                    self._blocking = Blocking(self.name, self.threads)
+                answer = await self._blocking.call(method, *arguments)
+            else:
+                answer = method(*arguments)
+            return await answer if inspect.isawaitable(answer) else answer
+        except (Exception, asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise PluginContractError(f"{method.__name__}() raised {error!r}.") from error
 
     # -- starting -------------------------------------------------------------------------------
 
