@@ -328,10 +328,13 @@ class LocalGateway:
             self.engine.poke()
 
     def wait_cancelled(self, answer: CancelAnswer, whole: bool, timeout: float | None) -> None:
-        """Wait until what a cancel was aimed at has ended; errors as in :meth:`wait`."""
+        """Wait until what a cancel was aimed at has ended; errors as in :meth:`wait`.
+
+        Tasks of a dispatch that waits for its start do not run, and there is nothing to wait for.
+        """
         if whole:
             self.wait(answer.record.dispatch_id, timeout)
-        else:
+        elif not answer.record.held:
             self.wait_tasks(answer.record.dispatch_id, answer.live, timeout)
 
     def wait_tasks(

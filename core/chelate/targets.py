@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from chelate.errors import ConfigError, InvalidDispatchIdError, TaskNotFoundError
 from chelate.graph import Graph, Kind, Node
@@ -25,6 +27,11 @@ class CancelAnswer:
     def sentence(self, whole: bool) -> str:
         """For people."""
         dispatch_id = self.record.dispatch_id
+        if self.record.held and self.live:
+            return (
+                f"Dispatch {dispatch_id} has not been started; its tasks {list(self.live)} will "
+                "not run when it is."
+            )
         if self.record.status.final:
             return f"Dispatch {dispatch_id} had already ended: {self.record.status}."
         if whole:
@@ -40,19 +47,31 @@ class CancelAnswer:
 def as_targets(task_ids: object) -> list[int | str] | None:
     """What a caller named, as a list; None stands for the whole dispatch.
 
+    Whole numbers of other kinds, such as numpy's, become plain ones.
+
     Raises:
         ConfigError: it names nothing that tasks are known by.
     """
     if task_ids is None:
         return None
-    if isinstance(task_ids, (int, str)):
-        return [task_ids]
+    one = _plain(task_ids)
+    if isinstance(one, (int, str)):
+        return [one]
     if isinstance(task_ids, Iterable) and not isinstance(task_ids, (bytes, Mapping)):
-        return list(task_ids)
+        return [_plain(item) for item in task_ids]
     raise ConfigError(
         f"task_ids={task_ids!r:.80} must be a node id, the name of a task, or a list of these; "
         "nothing was cancelled. Leave it out to cancel the whole dispatch."
     )
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, bool):
+        return item
+    try:
+        return operator.index(item)
+    except TypeError:
+        return item
 
 
 def resolve_tasks(graph: Graph, targets: Sequence[int | str]) -> list[int]:
@@ -71,6 +90,11 @@ def resolve_tasks(graph: Graph, targets: Sequence[int | str]) -> list[int]:
             found.extend(by_name[target])
         elif isinstance(target, int) and not isinstance(target, bool) and target in tasks:
             found.append(target)
+        elif any(node.kind == Kind.BUILD for node in graph.nodes):
+            raise TaskNotFoundError(
+                f"There is no task {target!r}: the workflow of this dispatch is still being built; "
+                "nothing was cancelled. Cancel the whole dispatch, or its tasks once it is built."
+            )
         else:
             shown = ", ".join(f"{node.id} ({node.name})" for node in list(tasks.values())[:20])
             more = " …" if len(tasks) > 20 else ""

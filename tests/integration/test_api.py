@@ -526,6 +526,36 @@ def test_names_repeats_and_limits_of_a_cancel():
     assert ct.get_result(dispatch_id).node_records[4].status == "COMPLETED"
 
 
+class Number:
+    """A whole number as numpy has them."""
+
+    def __index__(self):
+        return 0
+
+
+def test_tasks_of_a_dispatch_that_waits_are_cancelled_before_it_starts():
+    dispatch_id = ct.dispatch(ct.lattice(lambda: [nap(60), add(1)]), disable_run=True)()
+    for one in (Number(), [Number()]):
+        said = ct.cancel(dispatch_id, one, wait=True)
+        assert "has not been started; its tasks [0] will not run" in said
+    assert current().start_held(dispatch_id)
+    assert ct.get_result(dispatch_id, timeout=60).status == "CANCELLED"
+    assert ct.get_result(dispatch_id).node_records[2].status == "COMPLETED"
+
+
+def test_a_task_of_a_workflow_that_is_still_built():
+    def naps(seconds):
+        time.sleep(seconds)
+        return nap(1)
+
+    held = ct.dispatch(ct.lattice(naps), disable_run=True)(0)
+    dispatch_id = ct.redispatch(held)(60)
+    with pytest.raises(ct.errors.TaskNotFoundError, match="still being built; nothing was"):
+        ct.cancel(dispatch_id, "nap")
+    ct.cancel(dispatch_id, wait=True)
+    assert ct.get_result(dispatch_id).status == "CANCELLED"
+
+
 def test_a_name_inside_a_sub_workflow_is_told_where_to_look():
     dispatch_id = ct.dispatch(ct.lattice(lambda: inner(1)), disable_run=True)()
     with pytest.raises(ct.errors.TaskNotFoundError, match="ids of the sub-workflows' dispatches"):
