@@ -24,7 +24,7 @@ from chelate.errors import (
 )
 from chelate.graph import Graph
 from chelate.model import FINAL, DispatchRecord, NodeRecord
-from chelate.targets import CancelAnswer, check_dispatch_id, resolve_tasks
+from chelate.targets import CancelAnswer, as_asked, check_dispatch_id, resolve_tasks
 
 if TYPE_CHECKING:
     from chelate.contracts.store import ResultStore
@@ -255,11 +255,11 @@ class LocalGateway:
         Raises:
             InvalidDispatchIdError, DispatchNotFoundError.
         """
-        return self.store.dispatch(check_dispatch_id(dispatch_id))
+        return as_asked(self.store.dispatch(check_dispatch_id(dispatch_id)))
 
     def records(self, query: DispatchFilter) -> list[DispatchRecord]:
         """Dispatches, newest first."""
-        return self.store.dispatches(query)
+        return [as_asked(record) for record in self.store.dispatches(query)]
 
     def graph(self, record: DispatchRecord) -> Graph:
         """The dispatch's graph."""
@@ -310,7 +310,7 @@ class LocalGateway:
                     self._take_over(record.dispatch_id)
                 time.sleep(pause if left is None else max(0.0, min(pause, left)))
                 pause = min(pause * 1.5, _SLOWEST_LOOK)
-            record = self.store.dispatch(record.dispatch_id)
+            record = self.record(record.dispatch_id)
             if watch is not None:
                 watch(record)
             if record.status.final:
@@ -328,10 +328,7 @@ class LocalGateway:
             self.engine.poke()
 
     def wait_cancelled(self, answer: CancelAnswer, whole: bool, timeout: float | None) -> None:
-        """Wait until what a cancel was aimed at has ended; errors as in :meth:`wait`.
-
-        Tasks of a dispatch that waits for its start do not run, and there is nothing to wait for.
-        """
+        """Wait for the end of a begun dispatch's targets; errors as in :meth:`wait`."""
         if whole:
             self.wait(answer.record.dispatch_id, timeout)
         elif not answer.record.held:

@@ -9,9 +9,9 @@ from typing import Any
 
 from chelate.errors import ConfigError, InvalidDispatchIdError, TaskNotFoundError
 from chelate.graph import Graph, Kind, Node
-from chelate.model import DispatchRecord
+from chelate.model import DispatchRecord, Status
 
-__all__ = ["CancelAnswer", "as_targets", "check_dispatch_id", "resolve_tasks"]
+__all__ = ["CancelAnswer", "as_asked", "as_targets", "check_dispatch_id", "resolve_tasks"]
 
 
 class CancelAnswer:
@@ -42,6 +42,13 @@ class CancelAnswer:
         if self.over:
             parts.append(f"Tasks {list(self.over)} had already ended.")
         return " ".join(parts) or f"There is nothing to cancel in dispatch {dispatch_id}."
+
+
+def as_asked(record: DispatchRecord) -> DispatchRecord:
+    """The record, CANCELLING as soon as that is asked for, however late its owner looks."""
+    if record.cancel_requested and not record.status.final:
+        record.status = Status.CANCELLING
+    return record
 
 
 def as_targets(task_ids: object) -> list[int | str] | None:

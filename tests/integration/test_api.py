@@ -543,6 +543,15 @@ def test_tasks_of_a_dispatch_that_waits_are_cancelled_before_it_starts():
     assert ct.get_result(dispatch_id).node_records[2].status == "COMPLETED"
 
 
+def test_a_cancel_is_visible_before_anybody_acts_on_it():
+    dispatch_id = ct.dispatch(ct.lattice(lambda: nap(60)), disable_run=True)()
+    current().store.request_cancel(dispatch_id, None)  # of a dispatch that nobody runs yet
+    assert ct.get_result(dispatch_id).status == "CANCELLING"
+    assert ct.get_result(dispatch_id, status_only=True)["status"] == "CANCELLING"
+    ct.cancel(dispatch_id, wait=True)
+    assert ct.get_result(dispatch_id).status == "CANCELLED"
+
+
 def test_a_task_of_a_workflow_that_is_still_built():
     def naps(seconds):
         time.sleep(seconds)

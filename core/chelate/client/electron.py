@@ -168,7 +168,8 @@ def electron(
             electron whose options are to be changed in the copy that is returned.
         executor: where it runs; a name or an executor. Of a sub-workflow: where it is built.
         retries: how often to try again, a number or :class:`~chelate.model.Retry`.
-        timeout: seconds or a text such as ``"2h"``.
+        timeout: seconds or a text such as ``"2h"``. Of a sub-workflow: for building it, not for
+            its tasks.
         resources: :class:`~chelate.model.Resources`.
         reuse: whether a redispatch may reuse the result; ``"always"`` even where in doubt.
         version: counts instead of the code when a redispatch looks for changes.
