@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from tests.remote.conftest import job_processes
 from tests.remote.kit import Host, lost, unreachable
 
@@ -259,6 +260,47 @@ def test_the_death_of_a_task_is_told(host: Host):
     assert slow.reason is Reason.TIMEOUT
 
 
+def spawn():
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.map(abs, [-1])
+
+
+def remove_own_folder():
+    import shutil
+
+    shutil.rmtree(Path.cwd())
+    return "clean"
+
+
+def test_a_task_may_spawn_processes_and_remove_its_folder(host: Host):
+    async def main():
+        return await host.run(host.maker.job(spawn), host.maker.job(remove_own_folder))
+
+    outcomes = asyncio.run(main())
+    assert [value(outcome) for outcome in outcomes] == [[1], "clean"]
+
+
+def leave_a_thread():
+    import threading
+
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return "done"
+
+
+@pytest.mark.large
+def test_a_thread_that_does_not_end_keeps_no_result(host: Host):
+    async def main():
+        job = host.maker.job(leave_a_thread)
+        await host.start(job)
+        await host.over(job, 120)
+        return await host.outcomes(job)
+
+    (outcome,) = asyncio.run(main())
+    assert value(outcome) == "done"
+
+
 def test_the_death_of_the_supervisor_is_told_when_nothing_runs_any_more(host: Host, tmp_path):
     async def main():
         job = host.maker.job(fork_hard, str(tmp_path / "pid"))
@@ -273,6 +315,38 @@ def test_the_death_of_the_supervisor_is_told_when_nothing_runs_any_more(host: Ho
     assert (seen.state, seen.reason) == (JobState.KILLED, Reason.NODE_FAIL)
     assert "killed" in seen.message
     assert not job_processes(host.root)
+
+
+def talk(path):
+    sys.stdout.write("last words\n")
+    sys.stderr.write("a warning\n")
+    Path(path).write_text("x")
+    time.sleep(600)
+
+
+def test_what_a_task_printed_outlives_its_supervisor(host: Host, tmp_path):
+    """On a cluster the node is gone, and only the scheduler knows that the job has ended."""
+
+    async def main():
+        done, slow = host.maker.task(add, 1, 2), host.maker.task(talk, str(tmp_path / "words"))
+        job = host.maker.pack([done, slow])
+        await host.start(job)
+        await asyncio.to_thread(wait_for, tmp_path / "words")
+        claim = json.loads(claim_file(host, job).read_text())
+        os.kill(claim["pid"], signal.SIGKILL)
+        claim_file(host, job).write_text(json.dumps({**claim, "host": "a-lost-node"}))
+        handles = [host.handle(job)]
+        before = [one async for one in host.jobs.collect(handles, host.spool)]
+        said = {host.key(job): "The node burned."}
+        return before, [one async for one in host.jobs.collect(handles, host.spool, said)]
+
+    before, (first, second) = asyncio.run(main())
+    assert before == []
+    assert value(first) == 3
+    assert (second.reason, second.error) == (Reason.NODE_FAIL, "The node burned.")
+    assert (second.stdout, second.stderr) == (b"last words\n", b"a warning\n")
+    for pid in job_processes(host.root):  # nobody else would: the job seems to be elsewhere
+        os.kill(pid, signal.SIGKILL)
 
 
 def claim_file(host: Host, job) -> Path:

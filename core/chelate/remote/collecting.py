@@ -23,7 +23,7 @@ LARGE = 64 * 1024
 
 
 async def collect(
-    host: JobHost, handles: Sequence[JobHandle], spool: Path
+    host: JobHost, handles: Sequence[JobHandle], spool: Path, ended: Mapping[str, str]
 ) -> AsyncIterator[Outcome]:
     """See :meth:`JobHost.collect`."""
     report = await host.probe()
@@ -36,7 +36,8 @@ async def collect(
         }
         for name, handle in by_id.items()
     }
-    request = json.dumps({"jobs": list(by_id), "have": have}).encode()
+    over = [name for name, handle in by_id.items() if key_on_host(handle) in ended]
+    request = json.dumps({"jobs": list(by_id), "have": have, "ended": over}).encode()
     stdin = b"%d\n%b" % (len(request), request)
     pieces = host.transport.stream([*report.agent, "fetch"], stdin)
     try:
@@ -46,7 +47,8 @@ async def collect(
             if "end" in frame:
                 await reader.drain()
                 return
-            yield await _outcome(host, by_id[frame["id"]], frame, reader, spool)
+            handle = by_id[frame["id"]]
+            yield await _outcome(host, handle, frame, reader, spool, ended)
     finally:
         close = getattr(pieces, "aclose", None)  # of a generator, which most are
         if close is not None:
@@ -54,7 +56,12 @@ async def collect(
 
 
 async def _outcome(
-    host: JobHost, handle: JobHandle, frame: Mapping[str, Any], reader: Reader, spool: Path
+    host: JobHost,
+    handle: JobHandle,
+    frame: Mapping[str, Any],
+    reader: Reader,
+    spool: Path,
+    gone: Mapping[str, str],
 ) -> Outcome:
     name, index = str(frame["id"]), int(frame["index"])
     key = (handle.tasks or (handle.key,))[index]
@@ -79,8 +86,11 @@ async def _outcome(
     if frame["record"]:
         record, refusal = _verified(host, frame["job"], key, frame["record"])
     else:
-        text = "The supervisor of the job was killed before this task ended."
-        return Outcome(key, False, reason=Reason.NODE_FAIL, error=text)
+        usual = "The supervisor of the job was killed before this task ended."
+        text = gone.get(key_on_host(handle), usual)
+        return Outcome(
+            key, False, reason=Reason.NODE_FAIL, error=text, stdout=stdout, stderr=stderr
+        )
     if refusal is None and record["ok"] and "held" not in frame:
         refusal = _compared(record, payload)
     if refusal is not None or not record["ok"]:

@@ -20,6 +20,7 @@ from chelate.api import (
     ExecutorError,
     Job,
     JobHandle,
+    JobState,
     Limits,
     Observation,
     Outcome,
@@ -237,6 +238,10 @@ class DirectExecutor(Executor):
     def _doubts(self) -> Doubts:
         return Doubts()
 
+    @cached_property
+    def _lost(self) -> dict[str, str]:
+        return {}  # why jobs whose supervisor is gone have ended
+
     def _handle(self, item: HostSlots, tasks: Sequence[str]) -> JobHandle:
         name = job_key(tasks)
         data = {"host": item.name, **item.used.get(name, {})}
@@ -275,6 +280,9 @@ class DirectExecutor(Executor):
                     continue
                 covered.add(handle.key)
                 observed = observation(sight, where=item.name, launch_grace=LAUNCH_GRACE)
+                if observed is not None and observed.reason is Reason.NODE_FAIL:
+                    self._lost[name] = observed.message
+                    observed = replace(observed, state=JobState.ENDED)  # with what it printed
                 if observed is not None:
                     seen[handle.key] = replace(observed, key=handle.key)
                 if observed is None or observed.state.name in ("ENDED", "KILLED"):
@@ -339,7 +347,7 @@ class DirectExecutor(Executor):
         if self._spool is None:
             self._spool = Path(tempfile.mkdtemp(prefix="chelate-"))
         for item, group in self._by_host(handles):
-            async for outcome in item.host.collect(group, self._spool):
+            async for outcome in item.host.collect(group, self._spool, self._lost):
                 yield outcome
 
     async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
@@ -369,6 +377,7 @@ class DirectExecutor(Executor):
             names = list(map(key_on_host, group))
             for name in names:
                 item.used.pop(name, None)
+                self._lost.pop(name, None)
                 for path in self._spool.glob(f"{job_id(name)}-*.part") if self._spool else ():
                     path.unlink(missing_ok=True)
             self._doubts.drop(key for handle in group for key in handle.tasks)

@@ -308,15 +308,18 @@ class JobHost:
 
     # -- results ------------------------------------------------------------------------------
 
-    def collect(self, handles: Sequence[JobHandle], spool: Path) -> AsyncIterator[Outcome]:
+    def collect(
+        self, handles: Sequence[JobHandle], spool: Path, ended: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Outcome]:
         """Outcomes of jobs that are done, in one stream and bounded memory.
 
         Values of 64 KiB and more become files in ``spool``; what a cut left there is taken up
         at its end. A record or value that was not made by the job's supervisor is refused with
-        RESULT_CORRUPT. Jobs that are not done are left out. Tasks of a pack that ended before
-        its supervisor died have their outcome, the others one with NODE_FAIL.
+        RESULT_CORRUPT. Jobs that are not done are left out, unless ``ended`` has their keys
+        and a sentence: those whose supervisor is known to be gone. Tasks that ended before it died
+        have their outcome, the others one with NODE_FAIL and what they had printed.
         """
-        return collecting.collect(self, handles, spool)
+        return collecting.collect(self, handles, spool, ended or {})
 
     async def fetch(self, key: str, digest: str, target: Path) -> None:
         """See :meth:`Executor.fetch_held`; ``key`` is the job's."""

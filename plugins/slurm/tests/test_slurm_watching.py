@@ -74,7 +74,9 @@ class FakeHost:
     async def logs(self, key: str, stream: str, offset: int, limit: int) -> bytes:
         return self.log if stream == "scheduler" else b""
 
-    async def collect(self, handles: Sequence[JobHandle], spool: Path) -> AsyncIterator[Outcome]:
+    async def collect(
+        self, handles: Sequence[JobHandle], spool: Path, ended: dict[str, str]
+    ) -> AsyncIterator[Outcome]:
         for handle in handles:
             if handle.key == "pack":
                 yield Outcome(handle.tasks[0], True, payload=b"")
@@ -129,7 +131,7 @@ def test_a_job_that_left_no_record_has_the_reason_of_its_state(state, reason):
     scene.row(state)
     scene.host.log = b"the last words\n"
     seen = scene.seen()
-    assert (seen.state, seen.reason) == (JobState.KILLED, reason)
+    assert (seen.state, seen.reason) == (JobState.ENDED, reason)
     assert "job 5" in seen.message
     assert "node n1" in seen.message
     assert seen.message.endswith("the last words")

@@ -33,6 +33,8 @@ def main(tools: str, folder: str, run: int, indices: "list[int]") -> int:
     while tools in sys.path:  # its modules are not for users
         sys.path.remove(tools)
     sys.argv = ["chelate-worker"]
+    # What multiprocessing spawns runs the main program's file again, and ours is no user's.
+    vars(sys.modules["__main__"]).pop("__file__", None)
     _Child(tools, folder, run, spec).tasks(indices)
     return 0
 
@@ -51,7 +53,7 @@ class _Child:
         self.worker = _load_worker(os.path.join(tools, "worker.py"))
         self.context = type(sys)("_chelate_task_context")
         self.in_task = False
-        self.stopping = False
+        self.stopping = self.finished = False
         self.pid = os.getpid()
 
     def tasks(self, indices: "list[int]") -> None:
@@ -74,6 +76,7 @@ class _Child:
             if os.path.exists(os.path.join(self.folder, "control", "cancel.{}".format(index))):
                 continue  # the supervisor records it
             self.one(runner, index, refused)
+        self.finished = True
 
     def read(self, digest: str) -> Any:
         path = files.blob_path(self.root, digest)
@@ -116,6 +119,7 @@ class _Child:
                 getattr(sys, name).flush()
             except Exception:  # noqa: BLE001 - the task closed it, or put no stream there
                 pass
+        os.makedirs(self.home, exist_ok=True)  # the task may have removed it
         os.chdir(self.home)
         if signal.getsignal(signal.SIGTERM) != self.terminate:
             signal.signal(signal.SIGTERM, self.terminate)
@@ -165,6 +169,8 @@ class _Child:
 
     def terminate(self, number: int, frame: Any) -> None:
         self.stopping = True
+        if self.finished:
+            os._exit(0)  # nothing is left but threads of the user's that do not end
         if self.in_task:
             self.in_task = False
             raise self.worker.Terminated("The task was told to stop.")

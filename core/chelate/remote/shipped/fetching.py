@@ -14,13 +14,14 @@ HEAD, TAIL = 64 * 1024, 1024 * 1024  # of a very long output the middle is left 
 
 
 def fetch(root: str, request: "dict[str, Any]", send: Any) -> None:
-    """The records, outputs and values of jobs that are done."""
+    """The records, outputs and values of jobs that are done, or whose end is known elsewhere."""
+    ended = set(request["ended"])
     for name in request["jobs"]:
         job, only = packs.carrier(root, name)
         folder = files.job_folder(root, job)
         spec = files.fresh_spec(folder)
         claim = files.claim_of(folder)
-        if spec is None or claim is None or not files.is_over(folder):
+        if spec is None or claim is None or not (name in ended or files.is_over(folder)):
             continue
         have = request["have"].get(name) or {}
         for index in packs.own(root, job, spec) if only is None else (only,):

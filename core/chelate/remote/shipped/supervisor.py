@@ -19,6 +19,7 @@ __all__ = ["DUPLICATE", "Supervisor"]
 DUPLICATE = 75
 HEARTBEAT = 10.0  # seconds
 LOOK = 0.5  # seconds between two looks at control files and deadlines
+LINGER = 60.0  # seconds that threads of the last task may take to end
 LATE = 2.0  # seconds by which a scheduler's signal may come after the child has died of it
 POSTRUN = 300.0  # seconds that postrun may take
 TAIL = 16 * 1024
@@ -144,8 +145,13 @@ class Supervisor:
             self.status = 84 << 8
             return False
         timed_out = dropped = -1
+        leaving = 0.0
         while self.status is None:
             self.wait()
+            if leaving or self.has_record(left[-1]):
+                leaving = leaving or time.monotonic()
+                if time.monotonic() - leaving > LINGER:
+                    break
             current, started = self.current()
             limit = self.spec["timeout"]
             if self.cancelled():

@@ -107,13 +107,16 @@ def is_impossible(row: Row) -> str:
     return _IMPOSSIBLE.get(row.reason.partition(",")[0].strip(), "")
 
 
-def verdict(row: Row, sight: Sight, log: str, *, asked: bool, waited: str = "") -> Verdict:
+def verdict(
+    row: Row, sight: Sight, log: str, said: str = "", *, asked: bool, waited: str = ""
+) -> Verdict:
     """Why a job that Slurm calls ended left no record.
 
     Args:
         row: its last state.
         sight: what the host knows of it.
-        log: the end of what Slurm and the job script printed.
+        log: the end of what Slurm printed.
+        said: the end of what the environment and the prerun printed.
         asked: whether this kernel, or an earlier one, asked for its end.
         waited: why it was taken out of the queue as hopeless, when it was.
     """
@@ -135,8 +138,11 @@ def verdict(row: Row, sight: Sight, log: str, *, asked: bool, waited: str = "") 
     where = f" on node {row.node}" if row.node and row.node != "None" else ""
     parts.append(f" (state {row.state}{where}).")
     message = "".join(parts)
-    if log.strip() and reason not in (Reason.CANCELLED_BY_USER, Reason.UNSCHEDULABLE):
-        message += f"\nIts log ends with:\n{log.strip()}"
+    if reason not in (Reason.CANCELLED_BY_USER, Reason.UNSCHEDULABLE):
+        if said.strip():
+            message += f"\nIts environment and prerun printed:\n{said.strip()}"
+        if log.strip():
+            message += f"\nIts log ends with:\n{log.strip()}"
     return Verdict(reason, message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
@@ -208,26 +209,31 @@ class Watcher:
     async def _judge(self, handle: JobHandle, row: Row, sight: Sight) -> Observation:
         watched = self._of(handle)
         if watched.verdict is None:
-            try:
-                log = await self._host.logs(key_on_host(handle), "scheduler", -LOG, LOG)
-            except ExecutorError:
-                log = b""  # the log is a help, and the verdict stands without it
-            text = log.decode(errors="replace")
+            log, said = await asyncio.gather(
+                self._log(handle, "scheduler"),
+                self._log(handle, "script"),
+            )
             watched.verdict = verdict(
-                row, sight, text, asked=watched.asked, waited=watched.hopeless
+                row, sight, log, said, asked=watched.asked, waited=watched.hopeless
             )
         found = watched.verdict
-        if len(sight.tasks) > 1 and sight.claimed:
-            # Some tasks of the pack may have ended well: collect tells which.
-            return Observation(handle.key, JobState.ENDED, run=sight.run)
+        # Collect brings what was printed, and tells which tasks of a pack had ended well.
+        state = JobState.ENDED if sight.claimed else JobState.KILLED
         return Observation(
             handle.key,
-            JobState.KILLED,
+            state,
             found.reason,
             found.message,
             started_at=sight.started_at,
             run=sight.run,
         )
+
+    async def _log(self, handle: JobHandle, stream: str) -> str:
+        try:
+            log = await self._host.logs(key_on_host(handle), stream, -LOG, LOG)
+        except ExecutorError:
+            return ""  # the log is a help, and the verdict stands without it
+        return log.decode(errors="replace")
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -298,15 +304,16 @@ class Watcher:
         self, handles: Sequence[JobHandle], spool: Path
     ) -> AsyncGenerator[Outcome, None]:
         """See :meth:`SlurmExecutor.collect`."""
-        verdicts = {
-            key: watched.verdict
-            for handle in handles
-            if (watched := self._jobs.get(key_on_host(handle))) is not None
-            and watched.verdict is not None
-            for key in handle.tasks or (handle.key,)
-        }
+        verdicts: dict[str, Verdict] = {}
+        ended: dict[str, str] = {}
         told: set[str] = set()
-        async with aclosing(self._host.collect(handles, spool)) as outcomes:  # type: ignore[type-var]
+        for handle in handles:
+            watched = self._jobs.get(key_on_host(handle))
+            if watched is not None and watched.verdict is not None:
+                verdicts.update(dict.fromkeys(handle.tasks or (handle.key,), watched.verdict))
+                ended[key_on_host(handle)] = watched.verdict.message
+        brought = self._host.collect(handles, spool, ended)
+        async with aclosing(brought) as outcomes:  # type: ignore[type-var]
             async for outcome in outcomes:
                 told.add(outcome.key)
                 yield _mended(outcome, verdicts.get(outcome.key))
