@@ -13,7 +13,7 @@ ALONE = {"core/chelate/worker.py": 940}
 # docs/decisions/0005: the aim is far lower; it grows only with a capability that is named there.
 CORE_TOTAL = 28_340
 TESTING_TOTAL = 3_500
-REMOTE_TOTAL = 4_740
+REMOTE_TOTAL = 4_790
 
 
 def lines(path: Path) -> int:

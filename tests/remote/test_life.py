@@ -519,7 +519,8 @@ def test_prerun_lasts_and_postrun_follows(make_host, tmp_path):
         environment=Environment(
             python=sys.executable,
             env_vars={"FIRST": "a b'c\n$(x)"},
-            prerun="export SECOND=$FIRST-second",
+            # As sourced scripts do: look at arguments, which are not theirs, and set their own.
+            prerun="set -u; export SECOND=$FIRST-second$*; set -- a 'b c'",
             postrun=f'printf %s "$CHELATE_EXIT_STATUS $FIRST" > {tmp_path}/post',
         )
     )

@@ -258,6 +258,7 @@ def test_a_root_that_others_can_write_is_refused(make_host, tmp_path):
         {"modules": ["-h"]},
         {"env_vars": {"A B": "x"}},
         {"env_vars": {"A": 1}},
+        {"env_vars": ["A=1"]},
         {"env_vars": {"A": "\0"}},
         {"prerun": 3},
         {"prerun": "a\0b"},

@@ -58,9 +58,13 @@ mode=$1
 shift
 if [ "$mode" = run ] && [ -n "$prerun" ]; then
   trap 'fail 83 "The prerun ended with exit status $?."' EXIT # it may say exit, or set -e
+  # What it sources must not take our arguments for its own. Arrays are bash's, as a prerun is.
+  eval 'chelate_arguments=("$@")'
+  set --
   eval "$prerun"
   status=$?
   trap - EXIT
+  eval 'set -- "${chelate_arguments[@]}"'
   [ $status -eq 0 ] || fail 83 "The prerun ended with exit status $status."
 fi
 if [ "$mode" = post ]; then
@@ -127,6 +131,8 @@ class Environment:
         for module in self.modules:
             if not isinstance(module, str) or not _MODULE.fullmatch(module):
                 raise ConfigError(f"modules: {module!r} is not the name of a module.")
+        if not isinstance(self.env_vars, Mapping):
+            raise ConfigError(f"env_vars={self.env_vars!r} must be a dict of texts.")
         for name, value in self.env_vars.items():
             if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
                 raise ConfigError(f"env_vars: {name!r} is not the name of a variable.")

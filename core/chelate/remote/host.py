@@ -355,7 +355,9 @@ class JobHost:
         return int(answer["removed"])
 
 
-def _is_folder(path: str) -> bool:
+def _is_folder(path: object) -> bool:
+    if not isinstance(path, str):
+        return False
     parts = path.split("/")
     return (
         parts[0] in ("", "~")

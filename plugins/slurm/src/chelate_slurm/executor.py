@@ -185,7 +185,7 @@ class SlurmExecutor(Executor):
             _check_number("array_throttle", array_throttle, whole=True)
         for option in ("slurm_bin", "slurm_conf"):
             _check_path(option, given[option])
-        if "%" in root or "\\" in root:
+        if isinstance(root, str) and ("%" in root or "\\" in root):
             raise ConfigError(
                 f"root={root!r}: Slurm reads % and \\ in the names of log files as something "
                 "else; choose a folder without them."

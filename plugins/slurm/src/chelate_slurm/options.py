@@ -293,6 +293,12 @@ def _checked_others(others: Mapping[str, Any]) -> list[str]:
                 f"options: {given!r} has a name of its own; write "
                 f"{name.replace('-', '_')}={value!r}."
             )
+        known = (*_MANAGED, *(other.replace("_", "-") for other in NAMED))
+        if short := [other for other in known if other.startswith(name)]:
+            # sbatch would take it for the whole name, and so change what is managed.
+            raise ConfigError(
+                f"options: {given!r} is short for {short[0]!r}; write the names of options in full."
+            )
         if value is None or value is False:
             continue
         try:
