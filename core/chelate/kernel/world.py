@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from chelate.kernel.pool import Helpers
+
 __all__ = ["Habitat", "World"]
 
 _LOG = logging.getLogger("chelate.lanes")
@@ -78,6 +80,7 @@ class _Thread:
 
     async def _live(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.loop.set_default_executor(Helpers(f"{self._name}-helper"))
         self._ready.set()
         await self._main()
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from chelate.contracts.store import ResultStore
 from chelate.contracts.trigger import BaseTrigger, Check
 from chelate.errors import ChelateError, ConfigError, PluginError, StoreUnavailableError
+from chelate.kernel.pool import Pool
 from chelate.kernel.triggers.fires import Armed, Firing
 from chelate.kernel.triggers.intake import Prepared, prepare
 from chelate.kernel.triggers.observing import Observing
-from chelate.kernel.triggers.pool import Pool
 from chelate.kernel.triggers.records import (
     ACTIVE,
     PAUSED,

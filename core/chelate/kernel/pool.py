@@ -5,8 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-__all__ = ["Pool"]
+__all__ = ["Helpers", "Pool"]
+
+_HELPERS = 32
 
 
 class Pool:
@@ -48,3 +52,36 @@ class Pool:
             with self._guard:
                 if self._work.empty():
                     self._idle += 1
+
+
+class Helpers(ThreadPoolExecutor):
+    """Where an event loop runs what ``asyncio.to_thread`` is given, in threads of a :class:`Pool`.
+
+    Python waits for the threads of its own executors when the process ends; a plugin's call that
+    hangs would keep it for ever.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(_HELPERS)
+        self._pool = Pool(name, _HELPERS)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See :meth:`concurrent.futures.Executor.submit`."""
+        future: Future[Any] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                answer = function(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - whoever waits is told
+                future.set_exception(error)
+            else:
+                future.set_result(answer)
+
+        self._pool.submit(work)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """The threads end once they are idle; nobody waits for them."""
+        self._pool.close()
