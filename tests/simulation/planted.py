@@ -236,8 +236,8 @@ def _cancel_takes_the_pack(patch: pytest.MonkeyPatch) -> None:
 
 
 def _first_of_a_pack_adopted(patch: pytest.MonkeyPatch) -> None:
-    def adopt(self: LaneWork, handles: Any) -> None:
-        for handle in handles:
+    def adopt(self: LaneWork, jobs: Any) -> None:
+        for handle, _ in jobs:
             self._flights.add(handle, [handle.key], adopted=True)
         self._calls.wake()
 

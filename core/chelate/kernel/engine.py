@@ -331,7 +331,7 @@ class Engine:
         self._tell(turn)
         self._order(turn)
         self._lanes.renew(self._live.values(), orders)
-        self._lanes.carry_out(orders)
+        self._lanes.carry_out(orders, self._live)
 
     def _commit(self, commit: Commit, turn: Turn) -> list[CancelRequest]:
         """Store a turn, however long the store is unavailable: nothing is acted on before."""

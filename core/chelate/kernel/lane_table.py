@@ -20,7 +20,7 @@ from chelate.kernel.live import LiveDispatch
 from chelate.kernel.plugins.registry import Plugins
 from chelate.kernel.states.resuming import unresolved
 from chelate.kernel.world import World
-from chelate.model import NodeRecord, NodeStatus, Reason
+from chelate.model import FINAL, NodeRecord, NodeStatus, Reason
 from chelate.settings import Settings
 
 __all__ = ["LaneTable", "Orders"]
@@ -93,7 +93,7 @@ class Orders:
     """What one turn asks of the lanes, gathered per lane."""
 
     jobs: dict[str, list[Job]] = field(default_factory=dict)
-    watch: dict[str, list[JobHandle]] = field(default_factory=dict)
+    watch: dict[str, dict[object, JobHandle]] = field(default_factory=dict)  # each job once
     look_up: dict[str, list[str]] = field(default_factory=dict)
     cancel: dict[str, list[str]] = field(default_factory=dict)
     release: dict[str, list[str]] = field(default_factory=dict)
@@ -105,7 +105,10 @@ class Orders:
         if isinstance(effect, ev.LookUp):
             self.look_up.setdefault(name, []).append(record.key or "")
         elif record.handle is not None and isinstance(effect, ev.Watch):
-            self.watch.setdefault(name, []).append(JobHandle.from_json(record.handle))
+            job = (record.handle["key"], record.handle["native_id"], len(record.handle["tasks"]))
+            handles = self.watch.setdefault(name, {})
+            if job not in handles:
+                handles[job] = JobHandle.from_json(record.handle)
         elif isinstance(effect, ev.CancelJob) and record.status is NodeStatus.CANCELLING:
             self.cancel.setdefault(name, []).append(record.key or "")
 
@@ -316,7 +319,7 @@ class LaneTable:
                 state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
                 state.lane.disown(dispatch_id)
 
-    def carry_out(self, orders: Orders) -> None:
+    def carry_out(self, orders: Orders, lives: Mapping[str, LiveDispatch]) -> None:
         """Hand a turn's orders to the lanes."""
         for name, wanted in self._homecoming.sift(orders.jobs).items():
             lane = self._get(name)
@@ -326,9 +329,10 @@ class LaneTable:
         for name, jobs in orders.jobs.items():
             if jobs:
                 self._run(name, jobs)
-        for name, handles in orders.watch.items():
+        for name, watch in orders.watch.items():
+            handles = list(watch.values())
             if not self._is_stuck(name, [k for h in handles for k in h.tasks or (h.key,)]):
-                self._get(name).lane.watch(handles)
+                self._get(name).lane.watch([(h, _settled(h, lives)) for h in handles])
         for name, keys in orders.look_up.items():
             self._homecoming.drop(keys)
             if not self._is_stuck(name, keys):
@@ -375,3 +379,16 @@ class LaneTable:
                 refused = ev.Refused(task.node_id, task.attempt, *refusal)
                 report.events.append((task.dispatch_id, refused))
         self._report(report)
+
+
+def _settled(handle: JobHandle, lives: Mapping[str, LiveDispatch]) -> set[str]:
+    """Tasks of a packed job that another job had claimed, and that have ended there."""
+    found: set[str] = set()
+    for key in handle.tasks if len(handle.tasks) > 1 else ():
+        dispatch_id, node, _ = split_key(key)
+        record = lives[dispatch_id].machine.records.get(node) if dispatch_id in lives else None
+        if record is None or record.key != key or record.status not in FINAL:
+            continue
+        if (record.handle or {}).get("native_id") not in (None, handle.native_id):
+            found.add(key)
+    return found

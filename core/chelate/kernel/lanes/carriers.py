@@ -80,9 +80,12 @@ class Carriers:
         """Whether no other job than this one is to bring the task."""
         return self._carriers.get(key, name) == name
 
-    def take(self, name: str, handle: JobHandle, keys: Iterable[str]) -> None:
-        """These tasks are to come from the job."""
-        self._unstored.setdefault(name, set(handle.tasks or (handle.key,)))
+    def take(
+        self, name: str, handle: JobHandle, keys: Iterable[str], settled: Iterable[str]
+    ) -> None:
+        """These tasks are to come from the job; the settled ones have come from others."""
+        tasks = set(handle.tasks or (handle.key,))
+        self._unstored.setdefault(name, tasks.difference(settled))
         self._carriers.update(dict.fromkeys(keys, name))
 
     def leave(self, key: str) -> None:

@@ -7,7 +7,7 @@ it for longer than the executor's grace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -53,6 +53,7 @@ class Flights:
         keys: Sequence[str] = (),
         *,
         adopted: bool = False,
+        settled: Collection[str] = (),
         untold: dict[str, Any] | None = None,
     ) -> None:
         """Follow a job from now on.
@@ -61,6 +62,7 @@ class Flights:
             handle: what it is known by.
             keys: its tasks that are expected of it, of which another job may bring some; () is all.
             adopted: an earlier kernel started it.
+            settled: its tasks that have ended in another job.
             untold: the handle as JSON, to be told if the job lasts.
         """
         if untold is not None:
@@ -74,12 +76,12 @@ class Flights:
             tasks = keys or handle.tasks or (handle.key,)
             # Also what it has brought before: the turn that took it in may not have been stored.
             free = [key for key in tasks if self._carriers.is_free(key, name)]
-            new = [key for key in free if self.get(key) is None]
+            new = [key for key in free if key not in settled and self.get(key) is None]
             if new:
                 flight = flight or self._follow(Flight(handle, name, adopted))
                 flight.left = {*(flight.left or ()), *new}
                 flight.running, flight.last = False, None  # it is told anew that it runs
-                self._carriers.take(name, handle, new)
+                self._carriers.take(name, handle, new, settled)
         elif flight is None:
             self._follow(Flight(handle, name, adopted))
         self._calls.changed = self._calls.now()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -87,9 +87,10 @@ class Lane:
         """Start jobs whose intent is committed."""
         self._post(lambda work: work.enqueue(jobs))
 
-    def watch(self, handles: Sequence[JobHandle]) -> None:
-        """Poll jobs that an earlier kernel started."""
-        self._post(lambda work: work.adopt(handles))
+    def watch(self, jobs: Sequence[tuple[JobHandle, Collection[str]]]) -> None:
+        """Poll jobs that an earlier kernel started; with each those of its tasks that ended in
+        another job, and that it will never bring."""
+        self._post(lambda work: work.adopt(jobs))
 
     def look_up(self, keys: Sequence[str]) -> None:
         """Find out whether the backend has these keys."""

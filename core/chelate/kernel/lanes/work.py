@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -97,10 +97,10 @@ class LaneWork:
         self._departures.add(jobs, self._calls.now())
         self._calls.wake()
 
-    def adopt(self, handles: Sequence[JobHandle]) -> None:
-        """Jobs that an earlier kernel started."""
-        for handle in handles:
-            self._flights.add(handle, adopted=True)
+    def adopt(self, jobs: Sequence[tuple[JobHandle, Collection[str]]]) -> None:
+        """Jobs that an earlier kernel started, and what of each ended elsewhere."""
+        for handle, settled in jobs:
+            self._flights.add(handle, adopted=True, settled=settled)
         self._calls.wake()
 
     def seek(self, keys: Sequence[str]) -> None:
