@@ -26,7 +26,7 @@ from chelate.contracts.executor import (
 )
 from chelate.errors import StoreUnavailableError
 from chelate.kernel.engine import Engine
-from chelate.kernel.lanes.carriers import Flight
+from chelate.kernel.lanes.carriers import Carriers, Flight
 from chelate.model import NodeStatus, Reason, Retry, Status
 
 LIMITS = dataclasses.replace(FAST, gather=0.1, pack=4, run_batch=100)
@@ -348,3 +348,13 @@ def test_a_job_is_ended_as_a_whole_when_nothing_else_can_run_in_it():
     assert not flight.is_all({"a"})
     assert flight.is_all({"a", "c"})
     assert Flight(JobHandle("a", "fake", "1", {}, ("a",)), "a").is_all({"a"})
+
+
+def test_a_packed_job_that_is_taken_over_needs_nothing_that_ended_elsewhere():
+    """Its other tasks may be claimed, and brought, by a job that is cleaned up by now."""
+    handle = JobHandle("a", "fake", "7", tasks=("a", "b", "c"))
+    carriers = Carriers()
+    carriers.take("a", handle, ["a", "c"], ["b"])
+    assert "b" not in carriers
+    assert carriers.let_go(["a"]) == []
+    assert carriers.let_go(["c"]) == ["a"]

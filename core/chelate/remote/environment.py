@@ -57,7 +57,7 @@ _TAIL = """\
 mode=$1
 shift
 if [ "$mode" = run ] && [ -n "$prerun" ]; then
-  trap 'fail 83 "The prerun ended with exit status $?."' EXIT # it may say exit, or set -e
+  trap 'fail 83 "The prerun left its shell (exit or set -e) with exit status $?."' EXIT
   # What it sources must not take our arguments for its own. Arrays are bash's, as a prerun is.
   eval 'chelate_arguments=("$@")'
   set --

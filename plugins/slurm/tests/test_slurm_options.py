@@ -150,6 +150,7 @@ def test_other_options_pass():
         ({"conda": "a", "venv": "/b"}, "conda and venv exclude each other"),
         ({"ssh": 5}, "must be a host"),
         ({"ssh": {"user": "me"}}, "must be a host, or a dict of options with 'host'"),
+        ({"ssh": {"host": "h", "password": "x"}}, "'password' is no option; there are host"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_refused_when_it_is_written(given, words):

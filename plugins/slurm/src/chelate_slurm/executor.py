@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -357,16 +357,19 @@ def _ssh_transport(ssh: str | dict[str, Any]) -> Transport:
     options = {"host": ssh} if isinstance(ssh, str) else ssh
     if not isinstance(options, dict) or "host" not in options:
         raise ConfigError(
-            f"ssh={ssh!r} of the Slurm executor must be a host, or a dict of options with 'host'."
+            "ssh= of the Slurm executor must be a host, or a dict of options with 'host'."
         )
     try:
         from chelate_ssh import SSHTransport, Target
     except ImportError as error:
         raise ConfigError(
-            f"ssh={ssh!r} of the Slurm executor needs the SSH plugin ({error}). "
+            f"ssh= of the Slurm executor needs the SSH plugin ({error}). "
             "Install it: pip install chelate-ssh"
         ) from error
-    try:
-        return SSHTransport(Target(**options))
-    except TypeError as error:
-        raise ConfigError(f"ssh= of the Slurm executor: {error}.") from error
+    known = [item.name for item in fields(Target)]
+    if unknown := [name for name in options if name not in known]:
+        raise ConfigError(
+            f"ssh= of the Slurm executor: {', '.join(map(repr, unknown))} is no option; there are "
+            f"{', '.join(known)}. Log in with a key or an agent."
+        )
+    return SSHTransport(Target(**options))
