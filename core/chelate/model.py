@@ -256,8 +256,10 @@ class Retry:
         for name, value in (("times", self.times), ("infrastructure", self.losses)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(f"retries: {name}={value!r} must be a whole number, 0 or more.")
-        if not (self.delay >= 0 and self.factor >= 1 and self.max_delay >= 0):
-            raise ConfigError("retries: delay and max_delay must be 0 or more, factor 1 or more.")
+        for name, least in (("delay", 0), ("max_delay", 0), ("factor", 1)):
+            wait = getattr(self, name)
+            if not (isinstance(wait, (int, float)) and least <= wait < float("inf")):
+                raise ConfigError(f"retries: {name}={wait!r} must be a number, {least} or more.")
 
     @property
     def losses(self) -> int:

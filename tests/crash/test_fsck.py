@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -228,9 +229,15 @@ def test_files_that_changed(home, ids) -> None:
             assert {ids["good"], ids["again"]} & {item.dispatch_id for item in items}
             assert digest in items[0].what
             assert word in items[0].what
+        path.unlink(missing_ok=True)
         path.write_bytes(data)
         assert check(home).findings == []
 
+    def lead_nowhere() -> None:
+        path.unlink()
+        path.symlink_to(home / "nowhere")
+
+    damage(lead_nowhere, "is missing", True)
     damage(lambda: path.write_bytes(b"X" + data[1:]), "does not match", False)
     damage(lambda: path.write_bytes(data[:-1]), "does not match", False)
     damage(path.unlink, "is missing", True)
@@ -275,6 +282,22 @@ def test_values_that_nothing_refers_to_are_no_finding(home) -> None:
 def test_rows_of_another_form(home, ids, statement) -> None:
     change(home, statement, ids["good"])
     assert found(check(home), "store")
+
+
+def test_a_schema_that_holds_no_text(fsck, home) -> None:
+    with closing(sqlite3.connect(home / "chelate.db")) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        damage = "UPDATE sqlite_master SET sql = CAST(X'C3D3' AS TEXT) WHERE name = 'facts'"
+        connection.execute(damage)
+        connection.commit()
+    answer = fsck(home)
+    assert answer.returncode in (1, 2)
+    assert "damaged" in answer.stdout + answer.stderr
+
+
+def test_a_dispatch_that_lost_its_graph(home, ids) -> None:
+    change(home, "UPDATE dispatches SET graph = NULL WHERE dispatch_id = ?", ids["good"])
+    assert [item.dispatch_id for item in found(check(home), "I7")] == [ids["good"]]
 
 
 def test_a_database_with_flipped_bytes_or_unreadable_rows(home, ids) -> None:

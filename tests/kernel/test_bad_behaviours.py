@@ -7,6 +7,7 @@ tasks must then end as they should, each started once, and the others must not n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import sys
@@ -242,3 +243,39 @@ def test_what_is_never_right_completes_nothing_and_can_be_cancelled(bench):
         assert max(backends[what].starts.values(), default=0) <= 1, what
         kernel.gateway.cancel(dispatch_id, None)
     assert kernel.run(graph_of([[], [0]], executor="well")).status is Status.COMPLETED
+
+
+async def refuse_to_be_cancelled(*args: Any) -> Any:
+    for _ in range(3):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [(refuse_to_be_cancelled, "did not answer"), (ACTS["cancels itself"], "cancelled from within")],
+)
+def test_a_cancel_that_never_answers_gives_its_reason(bench, act, said):
+    backend = Backend()
+    backend.finish = lambda key, node: None
+    cls = fake(backend, limits=LIMITS)
+    cls.cancel = lambda *args, force: act(*args)  # type: ignore[method-assign]
+    kernel = bench(cls)
+    dispatch_id = kernel.dispatch(graph_of([[]], executor="fake"))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 1)
+    kernel.gateway.cancel(dispatch_id, None)
+    kernel.until(lambda: said in (kernel.node(dispatch_id).error or ""))
+
+
+@pytest.mark.parametrize("act", [hang, ACTS["raises"], ACTS["exits"], ACTS["cancels itself"]])
+def test_who_looks_at_a_running_task_sees_it_whatever_its_executor_says_of_its_output(bench, act):
+    backend = Backend()
+    backend.finish = lambda key, node: None
+    cls = fake(backend, limits=LIMITS)
+    cls.logs = act  # type: ignore[method-assign]
+    kernel = bench(cls)
+    dispatch_id = kernel.dispatch(graph_of([[]], executor="fake"))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 1)
+    assert kernel.gateway.logs(dispatch_id, 0, "stdout") == b""
+    kernel.gateway.cancel(dispatch_id, None)
+    assert kernel.wait(dispatch_id, 60.0).status is Status.CANCELLED

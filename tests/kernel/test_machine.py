@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernel.graphs import chain, graph_of, machine_of
 
-from chelate.errors import MachineError
+from chelate.errors import ConfigError, MachineError
 from chelate.kernel import events as ev
 from chelate.kernel.states.machine import Machine
 from chelate.kernel.states.transitions import BUG, LATE, TABLE
@@ -280,6 +280,13 @@ def test_a_task_over_its_limit_is_stopped_and_says_so():
     machine.handle([ev.Gone(0, 1, Reason.UNKNOWN, "killed")], NOW)
     assert machine.records[0].reason == "TIMEOUT"
     assert "3 s" in machine.records[0].error
+    assert machine.status is Status.FAILED
+
+
+def test_a_job_over_its_limit_that_its_backend_calls_cancelled_has_timed_out():
+    machine = running(timeout=3.0, retry=Retry())
+    machine.handle([ev.TimedOut(0, 1), failed(0, reason=Reason.CANCELLED_BY_USER)], NOW)
+    assert machine.records[0].reason == "TIMEOUT"
     assert machine.status is Status.FAILED
 
 
@@ -642,3 +649,11 @@ def test_a_cancel_recorded_while_nobody_owned_the_dispatch_is_acted_on() -> None
     assert {type(effect) for effect in effects} == {ev.Watch, ev.CancelJob}
     machine.handle([ev.Gone(0, 1, Reason.LOST, "gone", counted=False)], 2.0)
     assert machine.status is Status.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("delay", "1"), ("delay", float("inf")), ("max_delay", None), ("factor", 0)]
+)
+def test_a_wait_that_is_no_number_of_seconds_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"retries: {name}="):
+        Retry(times=1, **{name: value})

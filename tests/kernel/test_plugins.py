@@ -8,6 +8,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pluggy
@@ -448,6 +449,20 @@ def test_an_interrupt_is_the_users_and_passes(install) -> None:
         assert plugins.executor("one").name == "one"
     finally:
         del sys.made_up
+
+
+def test_an_interrupt_in_a_thread_of_ours_is_the_plugins() -> None:
+    class Interrupts:
+        @hookspecs.hookimpl
+        def chelate_tasks_changed(self) -> None:
+            raise KeyboardInterrupt
+
+    plugins = Plugins(allow=[])
+    plugins.register(Interrupts(), "interrupts")
+    with pytest.raises(KeyboardInterrupt):
+        plugins.hooks.tasks_changed("d", [])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(plugins.hooks.tasks_changed, "d", []).result(10)
 
 
 @pytest.mark.parametrize("hook", [name for name in hookspecs.__all__ if name != "hookimpl"])

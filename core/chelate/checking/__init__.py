@@ -166,6 +166,8 @@ class _Check(Inside):
             self._value(digest, None, "a value of it")
         if record.result is not None:
             self._value(record.result.digest, None, "its result")
+        if record.graph is None and any(node_id != BUILD for node_id in rows):
+            self._say("I7", None, "It has tasks, and no graph.", RESTORE)
         if graph is not None:
             self._shape(record, graph, rows)
             self._status(record, graph, rows)

@@ -296,6 +296,9 @@ class Database(ABC):
             yield
         except DBAPIError as error:
             raise self._sentence(error) from error
+        except UnicodeDecodeError as error:  # SQLite gives back whatever bytes are there
+            text = f"A row holds what is no text ({error}): the database is damaged."
+            raise StoreError(text) from error
 
     def _writing(self) -> Connection:
         if self._writer is None:

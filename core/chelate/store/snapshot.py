@@ -120,7 +120,10 @@ class SQLSnapshot:
             for digest, size, data in self._rows(select(*columns, sql.blobs.c.data)):
                 yield digest, size, len(data) == size and digest_bytes(data) == digest, None
         for path in self._files():
-            found = path.stat()
+            try:
+                found = path.stat()
+            except OSError:  # a link that leads nowhere, or removed since
+                continue
             whole = not hashed or _matches(path)
             yield path.name, found.st_size, whole, max(0.0, time.time() - found.st_mtime)
 

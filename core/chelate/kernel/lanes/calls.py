@@ -13,9 +13,10 @@ from chelate.errors import AuthenticationError, PluginContractError, TransientEr
 from chelate.kernel.lanes.report import FIRST_PAUSE, LAST_PAUSE, Complaints, LaneReport, sentence
 from chelate.kernel.world import World
 
-__all__ = ["LaneCalls", "contained"]
+__all__ = ["LaneCalls", "contained", "timed"]
 
 _LOG = logging.getLogger("chelate.lanes")
+_UNWINDING = 5.0  # seconds that a cancelled call has to clean up behind itself
 
 
 async def contained(call: Callable[[], Any], what: str) -> Any:
@@ -33,6 +34,29 @@ async def contained(call: Callable[[], Any], what: str) -> Any:
         raise
     except BaseException as error:
         raise PluginContractError(f"{what}() raised {error!r}.") from error
+
+
+async def timed(what: str, call: Callable[[], Any], limit: float) -> Any:
+    """Await one call for ``limit`` seconds; a plugin that will not be cancelled is left behind.
+
+    Raises:
+        TimeoutError: no answer in time.
+        PluginContractError: as of :func:`contained`, or the call cancelled itself.
+    """
+    task = asyncio.ensure_future(contained(call, what))
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.wait({task}, timeout=limit)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=min(limit, _UNWINDING))
+            raise TimeoutError(f"{what}() did not answer within {limit:g} s.")
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if task.cancelled():
+        raise PluginContractError(f"{what}() was cancelled from within.")
+    return task.result()
 
 
 class LaneCalls:
@@ -68,13 +92,7 @@ class LaneCalls:
         Raises:
             TimeoutError: no answer within the executor's call timeout.
         """
-        try:
-            return await asyncio.wait_for(contained(call, what), self.limits.call_timeout)
-        except asyncio.TimeoutError as error:
-            if error.args:
-                raise  # the plugin's own
-            limit = self.limits.call_timeout
-            raise TimeoutError(f"{what}() did not answer within {limit:g} s.") from error
+        return await timed(what, call, self.limits.call_timeout)
 
     async def stream(self, what: str, call: Callable[[], Any]) -> AsyncGenerator[Any, None]:
         """What an async iterator of the plugin yields; each item has the deadline of a call."""

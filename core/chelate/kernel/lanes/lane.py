@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
 
 from chelate.contracts.executor import Executor, Job, JobHandle
 from chelate.errors import AuthenticationError, TransientError
-from chelate.kernel.lanes.calls import contained
+from chelate.kernel.lanes.calls import contained, timed
 from chelate.kernel.lanes.fetches import Wanted
 from chelate.kernel.lanes.report import (
     FIRST_PAUSE,
@@ -129,16 +130,19 @@ class Lane:
     def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
         """Read a running job's output; blocks for at most the executor's call timeout.
 
-        Raises:
-            TimeoutError: the executor did not answer in time.
+        Empty when it cannot say in time or at all: nobody who only looks shall fail for it.
         """
         executor, habitat = self._executor, self._habitat
         if executor is None or habitat is None or self._work is None:
             return b""
         call = contained(lambda: executor.logs(handle, stream, offset, limit), "logs")
-        answer = asyncio.run_coroutine_threadsafe(call, habitat.loop).result(
-            executor.limits.call_timeout
-        )
+        future = asyncio.run_coroutine_threadsafe(call, habitat.loop)
+        try:
+            answer = future.result(executor.limits.call_timeout)
+        except (Exception, CancelledError) as error:  # noqa: BLE001 - a plugin may raise anything
+            future.cancel()
+            _LOG.warning("Executor %s showed no output: %s", self.name, sentence(error))
+            return b""
         return answer if isinstance(answer, bytes) else b""
 
     @property
@@ -191,9 +195,7 @@ class Lane:
             self._hurried.clear()
             first, last, text = 1.0, 60.0, ""
             try:
-                await asyncio.wait_for(
-                    contained(executor.open, "open"), executor.limits.call_timeout
-                )
+                await timed("open", executor.open, executor.limits.call_timeout)
                 return True
             except AuthenticationError as error:
                 first, last, text = FIRST_PAUSE, LAST_PAUSE, pausing(error)
@@ -220,7 +222,7 @@ class Lane:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
-            await asyncio.wait_for(contained(executor.close, "close"), executor.limits.call_timeout)
+            await timed("close", executor.close, executor.limits.call_timeout)
         except BaseException as error:  # noqa: BLE001
             _LOG.warning("Executor %s did not close cleanly: %s", self.name, sentence(error))
 

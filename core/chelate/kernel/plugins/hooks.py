@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +114,10 @@ class Hooks:
         plugin, function, names = call
         try:
             return function(*[values[name] for name in names])
-        except KeyboardInterrupt:
-            raise
+        except KeyboardInterrupt as error:
+            if threading.current_thread() is threading.main_thread():
+                raise  # the user's own Ctrl-C
+            self._blame(hook, plugin, f"raised {error!r}", error)
         except RejectedError as error:
             if hook == "before_run":
                 raise

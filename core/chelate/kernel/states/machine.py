@@ -232,14 +232,14 @@ class Machine(Moves):
         record.ended_at = event.ended_at or self._now
         record.stdout, record.stderr = event.stdout, event.stderr
         record.usage = event.usage
-        asked = record.status is S.CANCELLING and record.cancel_requested
-        if asked or (not event.ok and event.reason is Reason.CANCELLED_BY_USER):
-            self._cancelled(record)
-        elif event.ok:
+        stopping = record.status is S.CANCELLING
+        if event.ok and not (stopping and record.cancel_requested):
             record.output, record.error = event.output, None
             self._finish(record, S.COMPLETED, None)
-        elif record.status is S.CANCELLING:
-            self._retry(record, Reason.TIMEOUT, self._too_long(record), True)
+        elif stopping:
+            self._stopped(record)
+        elif event.reason is Reason.CANCELLED_BY_USER:
+            self._cancelled(record)
         else:
             record.exception = event.exception
             reason = event.reason or Reason.UNKNOWN
