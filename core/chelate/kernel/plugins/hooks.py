@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 from chelate.errors import RejectedError
+from chelate.kernel.pool import Helpers
 from chelate.model import Reason
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Hooks"]
 
 _LOG = logging.getLogger("chelate.plugins")
+_PATIENCE = 10.0  # seconds that a hook may take
 _Call = tuple[object, Callable[..., Any], tuple[str, ...]]
 
 
@@ -44,6 +46,8 @@ class Hooks:
         self._loaded = False
         self._describe = describe
         self._calls: dict[str, list[_Call]] = {}
+        self._helpers = Helpers("chelate-hook")
+        self._hung: list[object] = []  # plugins that are not called any more
         self.failures: dict[str, dict[str, None]] = {}
 
     def refresh(self) -> None:
@@ -112,18 +116,25 @@ class Hooks:
 
     def _guarded(self, hook: str, call: _Call, values: dict[str, Any]) -> Any:
         plugin, function, names = call
-        try:
-            return function(*[values[name] for name in names])
-        except KeyboardInterrupt as error:
-            if threading.current_thread() is threading.main_thread():
-                raise  # the user's own Ctrl-C
-            self._blame(hook, plugin, f"raised {error!r}", error)
-        except RejectedError as error:
-            if hook == "before_run":
-                raise
-            self._blame(hook, plugin, f"raised {error!r}", error)
-        except BaseException as error:  # noqa: BLE001 - a plugin's sys.exit() must not end a kernel
-            self._blame(hook, plugin, f"raised {error!r}", error)
+        if any(plugin is other for other in self._hung):
+            return None
+        # In a thread of its own, which is left behind when it hangs: the kernel waits here.
+        answer = self._helpers.submit(function, *[values[name] for name in names])
+        if not wait([answer], _PATIENCE).done:
+            self._hung.append(plugin)
+            self._blame(
+                hook,
+                plugin,
+                f"did not return within {_PATIENCE:g} s; no hook of this "
+                "plugin is called again before a restart",
+            )
+            return None
+        error = answer.exception()
+        if error is None:
+            return answer.result()
+        if isinstance(error, RejectedError) and hook == "before_run":
+            raise error
+        self._blame(hook, plugin, f"raised {error!r}", error)
         return None
 
     def _blame(
