@@ -287,6 +287,9 @@ def test_cancel_reaches_another_process(home, script) -> None:
                 return nodes[0]["status"] == "RUNNING"
 
             until(running, "the task's start")
+            early = chelate(home, "logs", dispatch_id, "nap")
+            assert (early.returncode, early.stdout) == (0, "")
+            assert "Task 'nap' is RUNNING" in early.stderr
             unknown = chelate(home, "cancel", dispatch_id, "nobody", "--json")
             assert json.loads(unknown.stdout)["type"] == "TaskNotFoundError"
             answer = document(home, "cancel", dispatch_id, "nap", "--wait")

@@ -124,6 +124,7 @@ def logs(
     node_id, name = find_task(gateway.graph(record), task)
     stream = "stderr" if stderr else "stdout"
     shown = 0
+    told = False
     while True:
         row = gateway.nodes(record.dispatch_id, [node_id]).get(node_id, NodeRecord(node_id))
         # Looked up before the output is read, so that an end in between is not missed.
@@ -133,6 +134,13 @@ def logs(
             sys.stdout.buffer.write(data[shown:])
             sys.stdout.buffer.flush()
             shown = max(shown, len(data))
+        if not (ended or data or told):
+            told = True
+            typer.echo(
+                f"Task {name!r} is {row.status}. What it prints can be read here once it has "
+                "ended, and until then only by the process that runs it.",
+                err=True,
+            )
         if ended or not follow:
             break
         time.sleep(_LOOK)

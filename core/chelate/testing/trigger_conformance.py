@@ -133,13 +133,13 @@ class TriggerConformance:
         assert ct.get_result(dispatch_id).status == "NEW_OBJ"
         cause(1)
         self.fired(ct, dispatch_id, 1)
-        assert ct.get_result(dispatch_id, wait=True).result == 7
+        assert ct.get_result(dispatch_id, timeout=self.patience).result == 7
         cause(2)
         row = self.fired(ct, dispatch_id, 3)
         assert row.dispatch_ids[-1] == dispatch_id
         assert [fire["number"] for fire in row.history] == list(range(row.fires, 0, -1))
         for run in row.dispatch_ids[:2]:
-            result = ct.get_result(run, wait=True)
+            result = ct.get_result(run, timeout=self.patience)
             assert (result.result, result.redispatched_from in (None, dispatch_id)) == (7, True)
         assert set(trigger.new_dispatch_ids) <= {run.dispatch_id for run in ct.list_dispatches()}
         assert len(trigger.new_dispatch_ids) >= 2
@@ -166,7 +166,7 @@ class TriggerConformance:
         cause(1)
         for value, dispatch_id in enumerate(ids, 1):
             self.fired(ct, dispatch_id, 1)
-            assert ct.get_result(dispatch_id, wait=True).result == value
+            assert ct.get_result(dispatch_id, timeout=self.patience).result == value
 
     def test_it_observes_alone(self, ct: Any, make_trigger: MakeTrigger, cause: Cause) -> None:
         if not self.stands_alone:
@@ -185,8 +185,8 @@ class TriggerConformance:
             trigger.stop()
             thread.join(self.patience)
         assert not thread.is_alive()
-        assert ct.get_result(trigger.lattice_dispatch_id, wait=True).result == 7
-        assert trigger.new_dispatch_ids
+        assert trigger.new_dispatch_ids, "observe() in a thread of one's own fired nothing"
+        assert ct.get_result(trigger.lattice_dispatch_id, timeout=self.patience).result == 7
         assert not ct.list_triggers()
 
     # -- stopping -------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class TriggerConformance:
         cause(2)
         self.rests(ct, dispatch_id, fires)
         ct.shutdown()
-        ct.get_result(dispatch_id, wait=True)
+        ct.get_result(dispatch_id, timeout=self.patience)
         self.rests(ct, dispatch_id, fires)
         assert self.row(ct, dispatch_id).state == "stopped"
         ct.stop_triggers([dispatch_id])
