@@ -53,6 +53,7 @@ async def timed(what: str, call: Callable[[], Any], limit: float) -> Any:
             raise TimeoutError(f"{what}() did not answer within {limit:g} s.")
     except asyncio.CancelledError:
         task.cancel()
+        await asyncio.wait({task}, timeout=min(limit, _UNWINDING))  # it cleans up behind itself
         raise
     if task.cancelled():
         raise PluginContractError(f"{what}() was cancelled from within.")
