@@ -43,28 +43,31 @@ def sums(count):
     return value
 
 
+def once(function):
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
 def seconds(function):
     """Processor time, the best of five, so that neighbours on the machine count little."""
-    best = float("inf")
-    for _ in range(5):
-        start = time.process_time()
-        function()
-        best = min(best, time.process_time() - start)
-    return best
+    return min(once(function) for _ in range(5))
 
 
 def one_digest():
-    """About 2 µs a turn where the limit was set: scales it to the machine at hand."""
+    """About 2 µs a turn where the limit was set: scales it to the machine and the moment."""
     for number in range(10_000):
         hashlib.blake2b(pickle.dumps(number, 5), digest_size=32).hexdigest()
 
 
 @pytest.mark.parametrize("workflow", [wide, chain, sums], ids=lambda workflow: workflow.name)
 def test_a_node_costs_ten_microseconds_and_a_kilobyte(workflow):
-    limit = MICROSECONDS * max(1, seconds(one_digest) / 10_000 / 2e-6)
     nodes = len(workflow.build_graph(10_000).nodes)
-    per_node = seconds(lambda: workflow.build((10_000,))) / nodes * 1e6
-    assert per_node < limit, f"{per_node:.1f} µs"
+    costs = []
+    for _ in range(8):
+        scale = max(1, once(one_digest) / 10_000 / 2e-6)
+        costs.append(once(lambda: workflow.build((10_000,))) / nodes * 1e6 / scale)
+    assert min(costs) < MICROSECONDS, f"{min(costs):.1f} µs"
     tracemalloc.start()
     try:
         bundle = workflow.build((10_000,))
