@@ -119,6 +119,10 @@ class SQLiteDatabase(Database):
     def _begin(self, connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         # What is written to a file that has lost its name would be acknowledged, and then gone.
+        if (lost := self._lost()) is not None:
+            raise lost
+
+    def _lost(self) -> StoreUnavailableError | None:
         for name in (str(self.path), f"{self.path}-wal"):
             try:
                 number = os.stat(name).st_ino  # noqa: PTH116 (once per transaction)
@@ -127,10 +131,11 @@ class SQLiteDatabase(Database):
             known = self._files.get(name) or number
             self._files[name] = known
             if known != number:
-                raise StoreUnavailableError(
+                return StoreUnavailableError(
                     f"The store's file {name} was deleted or replaced while it was in use; nothing "
                     "is written. Put it back, or end this process and start again."
                 )
+        return None
 
     def _reading(self) -> Connection:
         from sqlalchemy import create_engine
@@ -203,7 +208,7 @@ class SQLiteDatabase(Database):
             )
         for words, sentence in _SENTENCES:
             if words in text:
-                return StoreUnavailableError(
+                return self._lost() or StoreUnavailableError(
                     f"The store {self.place} cannot be used ({text}). {sentence}."
                 )
         return None
