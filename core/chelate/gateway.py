@@ -17,7 +17,6 @@ from chelate.bundle import Bundle
 from chelate.contracts.store import DispatchFilter
 from chelate.digest import digest_bytes
 from chelate.errors import (
-    ConfigError,
     GraphError,
     ResultNotReadyError,
     StoreUnavailableError,
@@ -155,12 +154,8 @@ class LocalGateway:
             PluginNotFoundError, PluginLoadError, PluginConflictError: see their messages.
         """
         for ref in {repr(policy.executor): policy.executor for policy in graph.policies}.values():
-            made_by = self.plugins.executor(ref.name)
             options = {**self.settings.executors.get(ref.name, {}), **ref.options}
-            try:
-                made_by.__new__(made_by, **options)  # binds the options, runs no constructor
-            except TypeError as error:
-                raise ConfigError(f"Options of executor {ref.name!r}: {error}.") from error
+            self.plugins.executor_with(ref.name, options)
 
     def accept(
         self,

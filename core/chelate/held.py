@@ -170,10 +170,10 @@ def _with_executor(
 
     ref = lane_ref(name)
     options = {**gateway.settings.executors.get(ref.name, {}), **ref.options}
-    made_by = gateway.plugins.executor(ref.name)
+    make = gateway.plugins.executor_with(ref.name, options)
 
     async def main() -> T:
-        executor = made_by(**options)
+        executor = make()
         await asyncio.wait_for(executor.open(), executor.limits.call_timeout)
         try:
             return await work(executor)

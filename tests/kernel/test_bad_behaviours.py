@@ -53,6 +53,13 @@ async def cancel_everything(*args: Any) -> Any:
     await asyncio.sleep(0)
 
 
+async def cancel_another(*args: Any) -> Any:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    parts = [task for task in tasks if "forever" in repr(task.get_coro())]
+    next(iter(parts)).cancel()
+    await asyncio.sleep(0)
+
+
 async def close_stdout(*args: Any) -> Any:
     sys.stdout.close()
     raise OSError("stdout is closed")
@@ -91,6 +98,7 @@ ACTS: dict[str, Callable[..., Any]] = {
     "answers late": answer_late,
     "stops the loop": stop_the_loop,
     "cancels everything": cancel_everything,
+    "cancels another": cancel_another,
     "closes stdout": close_stdout,
     "changes the process": change_the_process,
     "ruins its arguments": ruin_its_arguments,
@@ -265,6 +273,53 @@ def test_a_cancel_that_never_answers_gives_its_reason(bench, act, said):
     kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 1)
     kernel.gateway.cancel(dispatch_id, None)
     kernel.until(lambda: said in (kernel.node(dispatch_id).error or ""))
+
+
+def streaming(act: Callable[..., Any]) -> Callable[..., Any]:
+    async def stream(*args: Any) -> Any:
+        await act()
+        yield
+
+    return stream
+
+
+@pytest.mark.parametrize("method", ["run", "collect"])
+def test_a_stream_that_refuses_to_be_cancelled_holds_neither_its_lane_nor_the_process(
+    bench, method
+):
+    backend = Backend()
+    cls = fake(backend, idempotent=True, limits=LIMITS)
+    honest, calls = getattr(cls, method), []
+
+    async def first_stuck(self: Any, given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            await refuse_to_be_cancelled()
+        async for item in honest(self, given):
+            yield item
+
+    setattr(cls, method, first_stuck)
+    kernel = bench(cls)
+    assert kernel.run(graph_of([[], [0]])).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+    setattr(cls, method, streaming(refuse_to_be_cancelled))
+    kernel.dispatch(graph_of([[]]))
+    kernel.until(lambda: len(backend.jobs) == (3 if method == "collect" else 2))
+    begin = time.monotonic()
+    kernel.close()
+    assert time.monotonic() - begin < 8.0
+
+
+@pytest.mark.parametrize("act", [ACTS["raises"], hang, refuse_to_be_cancelled])
+def test_a_cancelled_task_goes_without_an_outcome_that_cannot_be_fetched(bench, act):
+    backend = Backend()
+    limits = dataclasses.replace(LIMITS, absent_grace=3.0)
+    kernel = bench(fake(backend, collect=streaming(act), limits=limits))
+    dispatch_id = kernel.dispatch(graph_of([[]]))
+    kernel.until(lambda: backend.starts)
+    kernel.gateway.cancel(dispatch_id, None)
+    kernel.until(lambda: "cannot be fetched" in (kernel.node(dispatch_id).error or ""))
+    assert kernel.wait(dispatch_id, 60.0).status is Status.CANCELLED
 
 
 @pytest.mark.parametrize("act", [hang, ACTS["raises"], ACTS["exits"], ACTS["cancels itself"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -92,3 +93,20 @@ def test_a_plugin_that_always_blocks_is_called_again_and_the_kernel_stays_well(b
     kernel.until(lambda: len(threads) >= 2)
     assert kernel.run(graph_of([[]], executor="well")).status is Status.COMPLETED
     assert kernel.node(dispatch_id).status is not NodeStatus.COMPLETED
+
+
+def test_of_many_tasks_of_a_silent_executor_only_one_is_waited_for(bench):
+    backend = Backend(finish=lambda key, node: None)
+
+    async def logs(self, handle, stream, offset, limit):
+        await asyncio.sleep(3600)
+
+    kernel = bench(fake(backend, logs=logs))
+    dispatch_id = kernel.dispatch(graph_of([[]] * 20))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("RUNNING") == 20)
+    begin = time.monotonic()
+    for node in range(20):
+        assert kernel.gateway.logs(dispatch_id, node, "stdout") == b""
+    assert time.monotonic() - begin < 5.0  # the executor's call timeout is 1 s
+    backend.end()
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED

@@ -162,6 +162,24 @@ def test_tasks_of_an_executor_that_cannot_be_made_after_a_restart_wait_for_it(be
     assert set(backend.starts.values()) == {1}
 
 
+def test_options_that_a_plugin_does_not_take_after_a_restart_are_named_and_its_tasks_wait(
+    bench, monkeypatch
+):
+    backend, dispatch_id = left_running(bench, monkeypatch)
+    kernel = bench(fake(backend), executors={"fake": {"partition": "long"}})
+    kernel.gateway.engine.poke()
+    said = (
+        "Options of executor 'fake' (this process): FakeExecutor takes no options, not 'partition'"
+    )
+    kernel.until(lambda: said in str(kernel.node(dispatch_id).error))
+    kernel.close()
+    kernel = bench(fake(backend))
+    kernel.gateway.engine.poke()
+    backend.end()
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+
+
 def test_a_cancel_waits_for_the_plugin_that_is_missing_after_a_restart(bench, monkeypatch):
     backend, dispatch_id = left_running(bench, monkeypatch)
     kernel = bench()

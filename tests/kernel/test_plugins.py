@@ -17,6 +17,7 @@ import pytest
 from chelate import api
 from chelate.contracts import hookspecs
 from chelate.errors import (
+    ConfigError,
     PluginConflictError,
     PluginLoadError,
     PluginNotFoundError,
@@ -449,6 +450,31 @@ def test_an_interrupt_is_the_users_and_passes(install) -> None:
         assert plugins.executor("one").name == "one"
     finally:
         del sys.made_up
+
+
+def test_outside_the_main_thread_an_interrupt_is_the_plugins(install) -> None:
+    code = "raise KeyboardInterrupt\n"
+    install("chelate-one", "one = interrupts_one", "interrupts_one", code)
+    plugins = Plugins()
+    raised: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            plugins.executor("one")
+        except PluginLoadError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert "chelate-one 1.2 broke at stage 'import': KeyboardInterrupt" in str(raised)
+
+
+def test_options_that_an_executor_does_not_take_are_told_with_its_version(install) -> None:
+    install("chelate-one", "one = one_of_old", "one_of_old", EXECUTOR.format(name="one"))
+    with pytest.raises(ConfigError, match=r"'one' \(chelate-one 1.2\).*'partition'"):
+        Plugins().executor_with("one", {"partition": "long"})
+    assert Plugins().executor_with("one", {})().name == "one"
 
 
 def test_an_interrupt_in_a_hook_is_the_plugins() -> None:

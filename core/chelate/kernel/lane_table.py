@@ -179,7 +179,7 @@ class LaneTable:
 
         def make() -> Executor:
             options = {**self._settings.executors.get(ref.name, {}), **ref.options}
-            return self._plugins.executor(ref.name)(**options)
+            return self._plugins.executor_with(ref.name, options)()
 
         lane = Lane(name, make, self._report, self._world, self.store_id)
         lane.start()
@@ -219,7 +219,8 @@ class LaneTable:
             state.left_behind += 1
             state.lane.fetch(self._homecoming.asked(name))
             state.trouble = (
-                f"Its plugin blocked its thread for longer than {_seconds(state.limits)} s; "
+                f"Its plugin blocked or ended its thread, and nothing came for longer than "
+                f"{_seconds(state.limits)} s; "
                 f"thread {state.left_behind + 1} has taken over."
             )
             _LOG.error("Executor %s: %s", name, state.trouble)

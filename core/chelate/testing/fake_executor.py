@@ -6,7 +6,7 @@ The capabilities of an instance can be narrowed, to see what the kernel makes of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,17 @@ class FakeExecutor(Executor):
             return Observation(key, JobState.RUNNING)
         if any(not job.ended(n) and task in living for n, task in own.items()):
             begun = any(job.part(n, "started").exists() for n in own)
-            return Observation(key, JobState.RUNNING if begun else JobState.QUEUED)
+            state = JobState.RUNNING if begun else JobState.QUEUED
+            return Observation(key, state, ended=self._over(job, living))
         if job.marked("cancelled") and not any(job.ended(n) for n in own):
             text = "The job was cancelled."
             return Observation(key, JobState.KILLED, Reason.CANCELLED_BY_USER, text)
         return Observation(key, JobState.ENDED)
+
+    @staticmethod
+    def _over(job: FakeJob, living: Container[str]) -> frozenset[str]:
+        """The tasks of a job that have ended."""
+        return frozenset(k for n, k in job.own.items() if job.ended(n) or k not in living)
 
     async def cancel(self, handles: Sequence[JobHandle], *, force: bool) -> None:
         """Signals to all processes of the jobs."""
@@ -242,11 +248,15 @@ class FakeExecutor(Executor):
     async def collect(self, handles: Sequence[JobHandle]) -> AsyncIterator[Outcome]:
         """What the tasks have written."""
         _, kind = await self._meet("collect", [handle.key for handle in handles])
-        for handle in handles:
-            job = self._job(handle)
-            if job is None or (job.marked("cancelled") and not any(map(job.ended, job.own))):
+        jobs = [job for handle in handles if (job := self._job(handle)) is not None]
+        living = self.backend.living([key for job in jobs for key in job.own.values()])
+        for job in jobs:
+            over = self._over(job, living)
+            if job.marked("cancelled") and not any(map(job.ended, job.own)):
                 continue
             for number, key in job.own.items():
+                if key not in over:
+                    continue
                 outcome = self.backend.answered(key) or job.outcome(number)
                 payload = outcome.payload
                 if self.capabilities.holds and job.stays(number, payload):

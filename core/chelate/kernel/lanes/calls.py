@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from chelate.contracts.executor import Executor
@@ -36,21 +36,32 @@ async def contained(call: Callable[[], Any], what: str) -> Any:
         raise PluginContractError(f"{what}() raised {error!r}.") from error
 
 
-async def timed(what: str, call: Callable[[], Any], limit: float) -> Any:
+async def timed(
+    what: str,
+    call: Callable[[], Any],
+    limit: float,
+    heard: Callable[[], float] | None = None,
+) -> Any:
     """Await one call for ``limit`` seconds; a plugin that will not be cancelled is left behind.
+
+    ``heard`` gives the moment from which the limit counts, where that is not the start.
 
     Raises:
         TimeoutError: no answer in time.
         PluginContractError: as of :func:`contained`, or the call cancelled itself.
     """
+    now = asyncio.get_running_loop().time
+    start = now()
     task = asyncio.ensure_future(contained(call, what))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
-        await asyncio.wait({task}, timeout=limit)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=min(limit, _UNWINDING))
-            raise TimeoutError(f"{what}() did not answer within {limit:g} s.")
+        while not task.done():
+            left = (heard() if heard else start) + limit - now()
+            if left <= 0:
+                task.cancel()
+                await asyncio.wait({task}, timeout=min(limit, _UNWINDING))
+                raise TimeoutError(f"{what}() did not answer within {limit:g} s.")
+            await asyncio.wait({task}, timeout=left)
     except asyncio.CancelledError:
         task.cancel()
         await asyncio.wait({task}, timeout=min(limit, _UNWINDING))  # it cleans up behind itself
@@ -83,7 +94,6 @@ class LaneCalls:
         self.complaints = Complaints(_LOG, f"Executor {name}")
         self._troubled = False
         self._waiters: dict[asyncio.Future[None], None] = {}  # in order
-        self._streams: dict[asyncio.Task[Any], float] = {}
 
     # -- calling --------------------------------------------------------------------------------
 
@@ -95,40 +105,42 @@ class LaneCalls:
         """
         return await timed(what, call, self.limits.call_timeout)
 
-    async def stream(self, what: str, call: Callable[[], Any]) -> AsyncGenerator[Any, None]:
-        """What an async iterator of the plugin yields; each item has the deadline of a call."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams[task] = self.now()
-        try:
+    async def stream(self, what: str, call: Callable[[], Any], take: Callable[[Any], None]) -> None:
+        """Give each item of the plugin's async iterator to ``take``; each has the deadline of a
+        call. Nothing is taken any more once this has returned or raised.
+
+        Raises:
+            TimeoutError: no item, and no end, within the executor's call timeout.
+            PluginContractError: it is no async iterator, or as of :func:`contained`.
+        """
+        heard, over = self.now(), False
+
+        async def pump() -> None:
+            nonlocal heard
             items = call()
             if not hasattr(items, "__aiter__"):
                 if inspect.iscoroutine(items):
                     items.close()
                 raise PluginContractError(f"{what}() must yield: write 'async def' with 'yield'.")
-            iterator = items.__aiter__()
-            while True:
-                try:
-                    item = await iterator.__anext__()
-                except StopAsyncIteration:
-                    return
-                except (Exception, asyncio.CancelledError):
-                    raise
-                except BaseException as error:
-                    raise PluginContractError(f"{what}() raised {error!r}.") from error
-                self._streams[task] = self.now()
-                yield item
-        finally:
-            self._streams.pop(task, None)
+            try:
+                async for item in items:
+                    if over:
+                        return
+                    take(item)
+                    heard = self.now()
+            finally:
+                if hasattr(items, "aclose"):
+                    await items.aclose()
 
-    async def watchdog(self) -> None:
-        """Cancel a stream that brought nothing within the call timeout."""
+        try:
+            await timed(what, pump, self.limits.call_timeout, lambda: heard)
+        finally:
+            over = True
+
+    async def heartbeat(self) -> None:
+        """Show that the lane's thread answers."""
         await asyncio.sleep(min(1.0, self.limits.call_timeout / 2))
         self.beats += 1
-        now = self.now()
-        for task, since in list(self._streams.items()):
-            if now - since > self.limits.call_timeout:
-                task.cancel()
 
     def complain(self, text: str, error: BaseException | None = None) -> None:
         """Log what fails, now and then for as long as it does."""
@@ -172,27 +184,19 @@ class LaneCalls:
             asyncio.get_running_loop().call_later(seconds, self.report, report)
 
     def begin_close(self) -> None:
-        """No new calls; running ones are cancelled."""
+        """No new calls."""
         self.closing = True
         self.wake()
-        for task in list(self._streams):
-            task.cancel()
 
     async def forever(self, part: Callable[[], Any]) -> None:
-        """Keep one part of the lane alive whatever the plugin raises."""
+        """Keep one part of the lane alive whatever the plugin raises; it ends when cancelled."""
         delay = 0.0
         while not self.closing:
-            task = asyncio.ensure_future(part())
             first, last = 0.1, 10.0
             try:
-                await task
+                await part()
                 delay = 0.0
                 continue
-            except asyncio.CancelledError:
-                if self.closing or not task.cancelled():
-                    task.cancel()
-                    raise
-                text = f"No answer within {self.limits.call_timeout:g} s."
             except Exception as error:  # noqa: BLE001 - a plugin may raise anything
                 text = sentence(error)
                 _LOG.info("Executor %s", self.name, exc_info=error)

@@ -28,6 +28,8 @@ class Flight:
     absent_since: float = 0.0
     silent: int = 0
     silent_since: float = 0.0
+    error: str = ""  # why its outcome cannot be fetched, although it has ended
+    error_since: float = 0.0
     last: Observation | None = None  # what was said last, unless that it had ended
     left: set[str] | None = None  # tasks of a packed job whose outcome is still to come
     brought: set[str] = field(default_factory=set)  # those of a packed job that it has brought

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -146,6 +145,24 @@ class Flights:
             self._carriers.leave(key)
         self.add(handle, [key])
         tell(told, key, ev.Accepted, handle.to_json())
+
+    def unfetched(self, key: str) -> str:
+        """Why the task's outcome cannot be fetched, although its job has ended; "" is usual."""
+        flight = self._flights.get(self._carriers.of(key))
+        return "" if flight is None else flight.error
+
+    def give_up(self, keys: Sequence[str], stops: Container[str]) -> None:
+        """Tasks that shall end and whose jobs have: whose outcome cannot be fetched for longer
+        than an absent job is waited for, goes without. ``stops`` is as in :meth:`split`."""
+        told = LaneReport(self._calls.name)
+        since = self._calls.now() - self._calls.limits.absent_grace
+        for key in keys:
+            flight = self._flights.get(self._carriers.of(key))
+            if flight and flight.error and flight.error_since <= since and flight.is_all(stops):
+                message = f"The job ended, but its outcome cannot be fetched: {flight.error}"
+                self._lost(told, flight, Reason.RESULT_MISSING, message)
+        if told.events:
+            self._calls.report(told)
 
     def split(
         self, keys: Sequence[str], stops: Container[str]
@@ -353,38 +370,46 @@ class Flights:
         handles = [flight.handle for flight in asked]
         wanted = {key: flight for flight in asked for key in flight.keys}
         known = {key for handle in handles for key in handle.tasks}
-        outcomes = calls.stream("collect", lambda: calls.executor.collect(handles))
         complete = False
+
+        def take(outcome: Any) -> None:
+            key = outcome.key if isinstance(outcome, Outcome) else None
+            if key not in wanted:
+                if key in known:
+                    return  # brought before, with others of its job
+                raise PluginContractError(f"collect() yielded {outcome!r:.200}.")
+            carrier = wanted.pop(key)
+            if carrier.left is not None:
+                carrier.left.discard(key)
+                carrier.brought.add(key)
+            told.outcomes.append(checked_outcome(outcome))
+            if (document := self._untold.pop(outcome.key, None)) is not None:
+                told.handles[outcome.key] = document
+            elif outcome.held is not None:
+                told.handles[outcome.key] = carrier.handle.to_json()
+
         try:
-            async with aclosing(outcomes):
-                async for outcome in outcomes:
-                    key = outcome.key if isinstance(outcome, Outcome) else None
-                    if key not in wanted:
-                        if key in known:
-                            continue  # brought before, with others of its job
-                        raise PluginContractError(f"collect() yielded {outcome!r:.200}.")
-                    carrier = wanted.pop(key)
-                    if carrier.left is not None:
-                        carrier.left.discard(key)
-                        carrier.brought.add(key)
-                    told.outcomes.append(checked_outcome(outcome))
-                    if (document := self._untold.pop(outcome.key, None)) is not None:
-                        told.handles[outcome.key] = document
-                    elif outcome.held is not None:
-                        told.handles[outcome.key] = carrier.handle.to_json()
+            await calls.stream("collect", lambda: calls.executor.collect(handles), take)
             complete = True
+        except Exception as error:  # a plugin may raise anything
+            for flight in wanted.values():
+                if flight.name in final:
+                    flight.error_since = flight.error_since if flight.error else calls.now()
+                    flight.error = sentence(error)
+            raise
         finally:
             missing = {flight.name for flight in wanted.values()}
-            for flight in asked:
+            # Others may have given up or dropped some of them meanwhile.
+            for flight in [f for f in asked if self._flights.get(f.name) is f]:
                 if flight.name not in missing:
-                    self._flights.pop(flight.name, None)
+                    del self._flights[flight.name]
                     self._ended[flight.name] = flight.handle
-            for flight in asked if complete else ():
-                if flight.name in missing & final:
+                elif complete and flight.name in final:
+                    flight.error = ""
                     self._silent(told, flight)
-            if missing and not complete:
+            first = next((flight.name for flight in wanted.values()), "")
+            if first in self._flights and not complete:
                 # Whatever the plugin stumbled over comes last next time.
-                first = next(iter(wanted.values())).name
                 self._flights[first] = self._flights.pop(first)
 
     def _silent(self, told: LaneReport, flight: Flight) -> None:

@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import suppress
 from functools import partial
 
 from chelate.contracts.executor import Executor, Job, JobHandle
-from chelate.errors import AuthenticationError, TransientError
+from chelate.errors import AuthenticationError, PluginContractError, TransientError
 from chelate.kernel.lanes.calls import contained, timed
 from chelate.kernel.lanes.fetches import Wanted
 from chelate.kernel.lanes.report import (
@@ -31,6 +32,7 @@ from chelate.kernel.world import Habitat, World
 __all__ = ["Lane"]
 
 _LOG = logging.getLogger("chelate.lanes")
+_DEAF = 60.0  # seconds for which nobody asks for output after an answer did not come
 
 
 class Lane:
@@ -57,6 +59,7 @@ class Lane:
         self._make = make
         self._take = report
         self._abandoned = False
+        self._deaf_until = 0.0
         self._world = world
         self._habitat: Habitat | None = None
         self._executor: Executor | None = None
@@ -135,12 +138,16 @@ class Lane:
         executor, habitat = self._executor, self._habitat
         if executor is None or habitat is None or self._work is None:
             return b""
+        if self._world.monotonic() < self._deaf_until:
+            return b""
         call = contained(lambda: executor.logs(handle, stream, offset, limit), "logs")
         future = asyncio.run_coroutine_threadsafe(call, habitat.loop)
         try:
             answer = future.result(executor.limits.call_timeout)
         except (Exception, CancelledError) as error:  # noqa: BLE001 - a plugin may raise anything
             future.cancel()
+            if isinstance(error, NoAnswer):  # of many tasks, only one is waited for
+                self._deaf_until = self._world.monotonic() + _DEAF
             _LOG.warning("Executor %s showed no output: %s", self.name, sentence(error))
             return b""
         return answer if isinstance(answer, bytes) else b""
@@ -217,7 +224,12 @@ class Lane:
         for command in early:
             command(work)
         tasks = work.loops()
-        await self._closing.wait()
+        closing = asyncio.ensure_future(self._closing.wait())
+        await asyncio.wait({closing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._closing.is_set():
+            # The plugin has cancelled what it was not given. Half a lane is worse than none,
+            # which is noticed, and replaced.
+            raise PluginContractError("The plugin has cancelled the lane's own tasks.")
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -20,6 +20,7 @@ __all__ = ["FIRST_WAIT", "LAST_WAIT", "Stops"]
 
 FIRST_WAIT = 1.0
 LAST_WAIT = 60.0
+_PATIENCE = 3  # requests after which a task goes without an outcome that cannot be fetched
 
 
 @dataclass(slots=True)
@@ -63,6 +64,8 @@ class Stops:
         """One round: ask for what is due, wait for the next."""
         now = self._calls.now()
         await self._unaccepted(now)
+        patient = [key for key, stop in self._stops.items() if stop.tries >= _PATIENCE]
+        self._flights.give_up(patient, self._stops)
         due = {key: s for key, s in self._stops.items() if s.due <= now and self._flights.get(key)}
         if not due:
             waits = [stop.due - now for stop in self._stops.values() if stop.due > now]
@@ -101,6 +104,8 @@ class Stops:
         failures, self._failures = self._failures, {}
         for key, stop in asked.items():
             failure = failures.get(key)
+            if error := self._flights.unfetched(key):
+                failure = f"it has ended, but its outcome cannot be fetched: {error.rstrip('.')}"
             if failure is None and (stop.tries < 2 or self._flights.get(key) is None):
                 continue
             text = (

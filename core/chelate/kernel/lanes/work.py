@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from chelate.contracts.executor import (
@@ -81,7 +80,7 @@ class LaneWork:
             self._stops.part,
             self._strays.part,
             self._fetches.part,
-            calls.watchdog,
+            calls.heartbeat,
         )
         return [asyncio.ensure_future(calls.forever(part)) for part in parts]
 
@@ -150,7 +149,7 @@ class LaneWork:
             self._lift_at(self._paused_at + FIRST_PAUSE)
 
     def begin_close(self) -> None:
-        """No new calls; running ones are cancelled."""
+        """No new calls."""
         self._calls.begin_close()
 
     # -- running ------------------------------------------------------------------------------
@@ -177,19 +176,16 @@ class LaneWork:
         unanswered = {job.key: job for job in jobs}
         self._asked = {task.key for job in jobs for task in job.tasks}
         message = "The executor did not answer for this job."
-        outcomes = calls.stream("run", lambda: calls.executor.run(jobs))
+
+        def take(outcome: Any) -> None:
+            key = getattr(outcome, "key", None)
+            if key not in unanswered:
+                raise PluginContractError(f"run() answered {outcome!r:.200}, unasked.")
+            self._on_run(self._answers(), unanswered[key], outcome)
+            self._asked.difference_update(t.key for t in unanswered.pop(key).tasks)
+
         try:
-            async with aclosing(outcomes):
-                async for outcome in outcomes:
-                    key = getattr(outcome, "key", None)
-                    if key not in unanswered:
-                        raise PluginContractError(f"run() answered {outcome!r:.200}, unasked.")
-                    self._on_run(self._answers(), unanswered[key], outcome)
-                    self._asked.difference_update(t.key for t in unanswered.pop(key).tasks)
-        except asyncio.CancelledError:
-            if calls.closing:
-                raise
-            message = f"The executor did not answer within {calls.limits.call_timeout:g} s."
+            await calls.stream("run", lambda: calls.executor.run(jobs), take)
         except TransientError as error:
             held = LaneReport(self.name)
             for job in unanswered.values():

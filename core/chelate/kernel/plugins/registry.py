@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from chelate.contracts import hookspecs
-from chelate.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
+from chelate.errors import ConfigError, PluginConflictError, PluginLoadError, PluginNotFoundError
 from chelate.kernel.plugins.checks import REGISTRATION, check_classes, check_functions, contract
 from chelate.kernel.plugins.discovery import Entry, PluginFailure, installed_entries
 from chelate.kernel.plugins.hooks import Hooks
@@ -96,6 +97,24 @@ class Plugins:
             PluginLoadError: its plugin is broken; distribution, version and error are named.
         """
         return self._find("executor", name)
+
+    def executor_with(self, name: str, options: Mapping[str, Any]) -> Callable[[], Executor]:
+        """What makes an executor of that name with these options.
+
+        Raises:
+            ConfigError: its class does not take them, as that of another version might.
+
+        Raises also as :meth:`executor` does.
+        """
+        made_by = self.executor(name)
+        try:
+            made_by.__new__(made_by, **options)  # binds the options, runs no constructor
+        except TypeError as error:
+            with self._lock:
+                whose = [f"{e.distribution} {e.version}" for e in self._named(name)] or [_SCRIPT]
+            text = f"Options of executor {name!r} ({whose[0]}): {error}."
+            raise ConfigError(text) from error
+        return partial(made_by, **options)
 
     def trigger(self, name: str) -> type[BaseTrigger]:
         """The trigger class of that name; raises as :meth:`executor` does."""
@@ -205,13 +224,13 @@ class Plugins:
     ) -> _Anything | None:
         try:
             return step()
-        except KeyboardInterrupt:
-            # The user's interrupt is not the plugin's fault: it may be loaded again later.
+        except BaseException as error:
             self._forget(record)
-            self._plugins.pop((record.entry.distribution, record.entry.value), None)
-            raise
-        except BaseException as error:  # noqa: BLE001 - a plugin may even call sys.exit()
-            self._forget(record)
+            main = threading.current_thread() is threading.main_thread()
+            if main and isinstance(error, KeyboardInterrupt):
+                # The user's interrupt is not the plugin's fault: it may be loaded again later.
+                self._plugins.pop((record.entry.distribution, record.entry.value), None)
+                raise
             record.failure, record.cause = record.entry.failure(stage, error), error
             return None
 
