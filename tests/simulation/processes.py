@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,10 @@ class _Plugins:
         self._classes = classes
         self.hooks = _NoHooks()
 
-    def executor(self, name: str) -> type[Any]:
+    def executor_with(self, name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
         if name not in self._classes:
             raise PluginNotFoundError(f"No plugin provides {name!r}.")
-        return self._classes[name]
+        return partial(self._classes[name], **options)
 
 
 class _NoThread:
