@@ -126,7 +126,7 @@ class _Check(Inside):
         nodes = _by_dispatch(self._snapshot.nodes(), lambda item: item[0])
         events = _by_dispatch(self._snapshot.events(), lambda item: item[0])
         numbers = 0
-        last = 0
+        first, last = 1, 0
         # Beyond every id, so that rows behind the last dispatch are seen, too.
         for dispatch_id in [*sorted(self._records), "\U0010ffff"]:
             strays, pairs = nodes(dispatch_id)
@@ -136,6 +136,7 @@ class _Check(Inside):
                 self._say("I13", None, "Its tasks or events are stored, and it is not.", RESTORE)
             self._here = dispatch_id
             numbers += len(facts)
+            first = min([first, *(fact[1] for fact in facts)])
             last = max([last, *(fact[1] for fact in facts)])
             record = self._records.get(dispatch_id)
             if record is not None:
@@ -146,14 +147,17 @@ class _Check(Inside):
                     self._say("store", None, what, RESTORE)
         self._here = ""
         self._report.events = numbers
-        if self._snapshot.gapless and last != numbers:
-            self._say("I12", None, f"Of {last} events {last - numbers} are missing.", RESTORE)
+        if self._snapshot.gapless and (last != numbers or first < 1):
+            missing = last - numbers + (first < 1)
+            self._say("I12", None, f"Of {last} events {missing} are missing.", RESTORE)
         for name in self._cancels.keys() - self._records.keys():
             self._say("I13", None, f"A cancel of dispatch {name} is stored, and it is not.")
 
     def _dispatch(self, record: DispatchRecord, rows: Rows, facts: list[Event]) -> None:
         self._report.nodes += len(rows)
         graph = self._graph(record)
+        self._form(record, rows)
+        self._place(record)
         self._told(record, rows, facts)
         self._asked(record, rows)
         for row in rows.values():
@@ -171,6 +175,19 @@ class _Check(Inside):
         if graph is not None:
             self._shape(record, graph, rows)
             self._status(record, graph, rows)
+
+    def _place(self, record: DispatchRecord) -> None:
+        parent = self._records.get(record.parent_id or "")
+        if parent is None:
+            if record.parent_id is not None:
+                what = f"The dispatch {record.parent_id}, of which it is part, is not there."
+                self._say("I10", None, what, RESTORE)
+            elif (record.root_id, record.depth) != (record.dispatch_id, 0):
+                what = f"It is part of no other, and stored at depth {record.depth} of "
+                self._say("I10", None, f"{what}{record.root_id}.")
+        elif (record.root_id, record.depth) != (parent.root_id, parent.depth + 1):
+            what = f"It is part of {parent.dispatch_id} at depth {parent.depth}, and stored at "
+            self._say("I10", None, f"{what}depth {record.depth} of {record.root_id}.")
 
     # -- values (I7) ----------------------------------------------------------------------------
 

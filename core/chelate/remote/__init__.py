@@ -24,6 +24,7 @@ from chelate.remote.sights import (
     store_id,
 )
 from chelate.remote.slots import HostSlots
+from chelate.remote.spool import Spool
 from chelate.remote.transport import Completed, Transport, UnreachableError
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "LocalTransport",
     "Prepared",
     "Sight",
+    "Spool",
     "Transport",
     "UnreachableError",
     "is_pack",

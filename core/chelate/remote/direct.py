@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +32,7 @@ from chelate.api import (
 from chelate.remote.host import JobHost
 from chelate.remote.sights import Prepared, job_id, job_key, key_on_host, observation
 from chelate.remote.slots import Doubts, HostSlots, together
+from chelate.remote.spool import Spool
 
 __all__ = ["DirectExecutor"]
 
@@ -63,7 +62,10 @@ class DirectExecutor(Executor):
         listing=True,
     )
     _slots: list[HostSlots] | None = None
-    _spool: Path | None = None
+
+    @cached_property
+    def _spool(self) -> Spool:
+        return Spool()
 
     @abstractmethod
     def hosts(self) -> Sequence[HostSlots]:
@@ -96,9 +98,7 @@ class DirectExecutor(Executor):
         """Let go of connections and of what was fetched; jobs go on."""
         for item in self._slots or ():
             await item.host.transport.close()
-        if self._spool is not None:
-            shutil.rmtree(self._spool, ignore_errors=True)
-            self._spool = None
+        self._spool.close()
 
     # -- starting -----------------------------------------------------------------------------
 
@@ -344,10 +344,8 @@ class DirectExecutor(Executor):
 
     async def collect(self, handles: Sequence[JobHandle]) -> AsyncIterator[Outcome]:
         """Outcomes, host by host; values large enough become files here."""
-        if self._spool is None:
-            self._spool = Path(tempfile.mkdtemp(prefix="chelate-"))
         for item, group in self._by_host(handles):
-            async for outcome in item.host.collect(group, self._spool, self._lost):
+            async for outcome in item.host.collect(group, self._spool.folder(), self._lost):
                 yield outcome
 
     async def fetch_held(self, handle: JobHandle, digest: str, target: Path) -> None:
@@ -378,8 +376,7 @@ class DirectExecutor(Executor):
             for name in names:
                 item.used.pop(name, None)
                 self._lost.pop(name, None)
-                for path in self._spool.glob(f"{job_id(name)}-*.part") if self._spool else ():
-                    path.unlink(missing_ok=True)
+                self._spool.drop(job_id(name))
             self._doubts.drop(key for handle in group for key in handle.tasks)
             await item.host.release(names)
 

@@ -26,12 +26,9 @@ import asyncio
 import functools
 import inspect
 import json
-import shutil
 import sys
-import tempfile
 from abc import ABCMeta, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from chelate.api import (
@@ -64,6 +61,7 @@ from chelate.remote.environment import Environment
 from chelate.remote.host import JobHost
 from chelate.remote.local import LocalTransport
 from chelate.remote.sights import Prepared, Sight, job_id, observation
+from chelate.remote.spool import Spool
 from chelate.remote.task_run import TaskRun, metadata_of
 
 __all__ = ["TaskExecutor"]
@@ -107,7 +105,10 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
     )
     _host: JobHost | None = None
     _blocking: Blocking | None = None
-    _spool: Path | None = None
+
+    @functools.cached_property
+    def _spool(self) -> Spool:
+        return Spool()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -162,9 +163,7 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
         if self._host is not None:
             await self._host.transport.close()
             self._host = None
-        if self._spool is not None:
-            shutil.rmtree(self._spool, ignore_errors=True)
-            self._spool = None
+        self._spool.close()
 
     async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """One of the author's methods: awaited, or in a thread when it is a plain one.
@@ -294,11 +293,9 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
 
     async def collect(self, handles: Sequence[JobHandle]) -> AsyncIterator[Outcome]:
         """What the tasks have left in their directories."""
-        if self._spool is None:
-            self._spool = Path(tempfile.mkdtemp(prefix="chelate-"))
         own = [handle for handle in handles if handle.executor == self.name]
         if own:
-            async for outcome in self.host.collect(own, self._spool):
+            async for outcome in self.host.collect(own, self._spool.folder()):
                 yield outcome
 
     async def logs(self, handle: JobHandle, stream: str, offset: int, limit: int) -> bytes:
@@ -308,10 +305,8 @@ class TaskExecutor(_Base, metaclass=ABCMeta):  # type: ignore[misc]
     async def release(self, handles: Sequence[JobHandle]) -> None:
         """Remove the directories of tasks that are over."""
         own = [handle.key for handle in handles if handle.executor == self.name]
-        if self._spool is not None:
-            for key in own:
-                for path in self._spool.glob(f"{job_id(key)}-*.part"):
-                    path.unlink(missing_ok=True)
+        for key in own:
+            self._spool.drop(job_id(key))
         if own:
             await self.host.release(own)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import Column, ColumnElement, Select, select
 
 from chelate.api import (
     BlobMissingError,
@@ -51,6 +51,22 @@ class SQLSnapshot:
         self._unreadable: list[str] = []
 
     def _rows(self, query: Select[Any]) -> Iterator[Sequence[Any]]:
+        """Rows of which every column holds what it is for: SQLite stores anything anywhere."""
+        forms = [
+            (column.name, _forms(column), column.nullable)
+            for column in query.selected_columns
+            if isinstance(column, Column)
+        ]
+        for row in self._raw(query):
+            for value, (name, form, nullable) in zip(row, forms, strict=True):
+                if not (isinstance(value, form) or (value is None and nullable)):
+                    where = f"A row of {query.get_final_froms()[0]} cannot be read"
+                    self._unreadable.append(f"{where}: {value!r:.100} is no {name}.")
+                    break
+            else:
+                yield row
+
+    def _raw(self, query: Select[Any]) -> Iterator[Sequence[Any]]:
         wishes = {"yield_per": _ROWS}
         with (
             self._database.explained(),
@@ -129,8 +145,9 @@ class SQLSnapshot:
 
     def held(self) -> Iterator[str]:
         facts = sql.facts.c
-        for name, text in self._rows(select(facts.name, facts.value)):
-            if name.startswith(HELD) and "gone" not in json.loads(text):
+        query = select(facts.name, facts.value)
+        for name, value in self._decoded(query, "facts", lambda row: (row[0], json.loads(row[1]))):
+            if name.startswith(HELD) and "gone" not in value:
                 yield name.removeprefix(HELD)
 
     def read(self, digest: str) -> bytes:
@@ -148,7 +165,7 @@ class SQLSnapshot:
 
     def texts(self) -> Iterator[tuple[str, bytes]]:
         for table in METADATA.sorted_tables:
-            for row in self._rows(select(table)):
+            for row in self._raw(select(table)):
                 for column, value in zip(table.columns, row, strict=True):
                     if isinstance(value, (str, bytes)):
                         where = ", ".join(str(row[at]) for at in range(len(table.primary_key)))
@@ -164,6 +181,12 @@ class SQLSnapshot:
     def damage(self, thorough: bool) -> list[str]:
         with self._database.explained():
             return [*self._unreadable, *self._database.damage(self._connection, thorough)]
+
+
+def _forms(column: Column[Any]) -> tuple[type, ...]:
+    kind = column.type.python_type
+    # SQLModel gives texts a type of its own.
+    return {bool: (bool, int), float: (float, int), object: (str,)}.get(kind, (kind,))
 
 
 def _matches(path: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from chelate.contracts.executor import (
@@ -42,6 +42,11 @@ _LOG = logging.getLogger("chelate.lanes")
 def _tell_all(report: LaneReport, job: Job, kind: Callable[..., ev.Event], *values: Any) -> None:
     for task in job.tasks:
         tell(report, task.key, kind, *values)
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    return
+    yield
 
 
 class LaneWork:
@@ -159,6 +164,10 @@ class LaneWork:
         if wait != 0.0:
             await self._calls.pause(wait)
             return
+        await self._run_batch()
+
+    def _wanted(self) -> list[Job]:
+        """What goes out now: nothing that was cancelled until this moment."""
         report = LaneReport(self.name)
         wanted: list[Job] = []
         for job in self._departures.take():
@@ -168,14 +177,19 @@ class LaneWork:
                 wanted.append(job)
         if report.events:
             self._calls.report(report)
-        if wanted:
-            await self._run_batch(self._departures.packed(wanted))
+        return self._departures.packed(wanted)
 
-    async def _run_batch(self, jobs: list[Job]) -> None:
+    async def _run_batch(self) -> None:
         calls = self._calls
-        unanswered = {job.key: job for job in jobs}
-        self._asked = {task.key for job in jobs for task in job.tasks}
+        unanswered: dict[str, Job] = {}
         message = "The executor did not answer for this job."
+
+        def begin() -> Any:
+            # Between this and the plugin's first step nobody else has the lane's thread.
+            jobs = self._wanted()
+            unanswered.update((job.key, job) for job in jobs)
+            self._asked = {task.key for job in jobs for task in job.tasks}
+            return calls.executor.run(jobs) if jobs else _nothing()
 
         def take(outcome: Any) -> None:
             key = getattr(outcome, "key", None)
@@ -185,7 +199,7 @@ class LaneWork:
             self._asked.difference_update(t.key for t in unanswered.pop(key).tasks)
 
         try:
-            await calls.stream("run", lambda: calls.executor.run(jobs), take)
+            await calls.stream("run", begin, take)
         except TransientError as error:
             held = LaneReport(self.name)
             for job in unanswered.values():

@@ -7,8 +7,6 @@ queue. A record left by a job's supervisor decides over whatever Slurm says of i
 from __future__ import annotations
 
 import shlex
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import fields, replace
@@ -32,6 +30,7 @@ from chelate.remote import (
     JobHost,
     LocalTransport,
     Prepared,
+    Spool,
     Transport,
     key_on_host,
 )
@@ -219,7 +218,7 @@ class SlurmExecutor(Executor):
             hopeless_after=unschedulable_after,
         )
         self._root = root
-        self._spool: Path | None = None
+        self._spool = Spool()
         self.limits = Limits(
             max_in_flight=max_jobs * pack,
             run_batch=1000,
@@ -249,9 +248,7 @@ class SlurmExecutor(Executor):
     async def close(self) -> None:
         """Let go of the connection and of fetched files; jobs go on."""
         await self._transport.close()
-        if self._spool is not None:
-            shutil.rmtree(self._spool, ignore_errors=True)
-            self._spool = None
+        self._spool.close()
 
     # -- starting and finding -----------------------------------------------------------------
 
@@ -292,9 +289,7 @@ class SlurmExecutor(Executor):
 
     async def collect(self, handles: Sequence[JobHandle]) -> AsyncIterator[Outcome]:
         """Outcomes of ended jobs, in one stream."""
-        if self._spool is None:
-            self._spool = Path(tempfile.mkdtemp(prefix="chelate-slurm-"))
-        async with aclosing(self._watcher.collect(handles, self._spool)) as outcomes:
+        async with aclosing(self._watcher.collect(handles, self._spool.folder())) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 
