@@ -130,6 +130,9 @@ def test_a_store_on_postgres_has_no_finding_and_a_damaged_one_has(
         ("I9", "UPDATE dispatches SET status = 'FAILED' WHERE dispatch_id = '{good}'"),
         ("I12", "DELETE FROM events WHERE dispatch_id = '{good}'"),
         ("I7", "DELETE FROM blobs"),
+        ("store", "UPDATE nodes SET reason = 'TIRED' WHERE dispatch_id = '{good}'"),
+        ("store", "UPDATE dispatches SET created_at = -1 WHERE dispatch_id = '{good}'"),
+        ("I13", "DELETE FROM dispatches WHERE dispatch_id = '{good}'"),
     ):
         postgres_server.psql(name, statement.format(**ids))
         report = check(tmp_path, postgres_url)
@@ -140,6 +143,7 @@ DAMAGES = [
     ("I1", "good", "UPDATE dispatches SET status = 'RUNNING' WHERE dispatch_id = ?"),
     ("I3", "good", "UPDATE nodes SET key = 'other' WHERE dispatch_id = ? AND node_id = 0"),
     ("I3", "bad", "UPDATE nodes SET attempt = 9 WHERE dispatch_id = ? AND node_id = 0"),
+    ("I3", "bad", "UPDATE nodes SET attempts = NULL WHERE dispatch_id = ? AND attempt > 1"),
     ("I4", "good", "INSERT INTO events (dispatch_id, epoch, at, turn, changes) "
      "VALUES (?, 9, 0, 't', '[[0, \"FAILED\"]]')"),
     ("I4", "whole", "INSERT INTO events (dispatch_id, epoch, at, turn, changes) "
@@ -191,8 +195,10 @@ def test_a_child_that_outlives_its_parent(home, ids) -> None:
 
 
 def test_events_that_are_gone(home) -> None:
-    change(home, "DELETE FROM events WHERE seq = 3")
+    change(home, "UPDATE events SET seq = 0 WHERE seq = 1")
     assert found(check(home), "I12")[-1].what.endswith("1 are missing.")
+    change(home, "DELETE FROM events WHERE seq = 3")
+    assert found(check(home), "I12")[-1].what.endswith("2 are missing.")
 
 
 def test_processes_of_what_has_ended(home, ids) -> None:
@@ -277,11 +283,34 @@ def test_values_that_nothing_refers_to_are_no_finding(home) -> None:
         "UPDATE events SET changes = '{' WHERE dispatch_id = ?",
         "UPDATE dispatches SET options = '[]' WHERE dispatch_id = ?",
         'UPDATE dispatches SET counts = \'{"COMPLETED": "x"}\' WHERE dispatch_id = ?',
+        "UPDATE dispatches SET created_at = 'yesterday' WHERE dispatch_id = ?",
+        "UPDATE dispatches SET ended_at = -1 WHERE dispatch_id = ?",
+        "UPDATE dispatches SET dispatch_id = X'FF' WHERE dispatch_id = ?",
+        "UPDATE dispatches SET depth = 'x' WHERE dispatch_id = ?",
+        "UPDATE nodes SET started_at = 1e300 WHERE dispatch_id = ? AND started_at IS NOT NULL",
+        "UPDATE nodes SET reason = 'TIRED' WHERE dispatch_id = ?",
+        "UPDATE nodes SET handle = '{}' WHERE dispatch_id = ? AND handle IS NOT NULL",
+        "UPDATE nodes SET executor = '' WHERE dispatch_id = ? AND handle IS NOT NULL",
+        "UPDATE nodes SET attempts = '[{}]' WHERE dispatch_id = ?",
+        "UPDATE events SET dispatch_id = X'FF' WHERE dispatch_id = ?",
+        "UPDATE facts SET value = '{' WHERE name = 'store-id' OR name = ?",
+        "UPDATE facts SET name = X'FF' WHERE name = 'store-id' OR name = ?",
+        "UPDATE blobs SET size = 'x' WHERE digest = "
+        "(SELECT inputs FROM dispatches WHERE dispatch_id = ?)",
+        "UPDATE blobs SET data = 7 WHERE digest = "
+        "(SELECT inputs FROM dispatches WHERE dispatch_id = ?)",
     ],
 )
 def test_rows_of_another_form(home, ids, statement) -> None:
     change(home, statement, ids["good"])
     assert found(check(home), "store")
+
+
+def test_a_sub_dispatch_in_another_place(home, ids) -> None:
+    change(home, "UPDATE dispatches SET depth = 3 WHERE parent_id = ?", ids["good"])
+    assert any("stored at depth 3" in item.what for item in found(check(home), "I10"))
+    change(home, "UPDATE dispatches SET root_id = 'x' WHERE dispatch_id = ?", ids["bad"])
+    assert {item.dispatch_id for item in found(check(home), "I10")} > {ids["bad"]}
 
 
 def test_a_schema_that_holds_no_text(fsck, home) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from chelate.checking.report import DEFECT, RESTORE, Finding, Report
-from chelate.contracts.executor import JobHandle
 from chelate.contracts.store import CancelRequest
 from chelate.graph import Graph
-from chelate.kernel.keys import lane_ref
+from chelate.kernel.states.forms import strange_moments, strangeness
 from chelate.kernel.states.retries import is_loss
 from chelate.model import (
     FINAL,
@@ -31,8 +30,6 @@ BUILD = -1  # the node that built a dispatch's graph is not part of it
 _STARTED = frozenset(S) - {S.WAITING, S.READY, S.CANCELLED, S.SKIPPED}
 _ENDS = {status.value for status in Status if status.final}
 _NODE_ENDS = {status.value for status in FINAL}
-_REASONS = {reason.value for reason in Reason}
-_FUTURE = 1e11  # seconds since 1970
 
 
 class Inside:
@@ -51,21 +48,11 @@ class Inside:
 
     def _form(self, record: DispatchRecord, rows: Rows) -> None:
         """What can be read, and still says nothing."""
-        names = ("created_at", "started_at", "ended_at")
-        self._moments(None, {name: getattr(record, name) for name in names})
+        for text in strange_moments(record):
+            self._say("store", None, text, RESTORE)
         for node_id, row in rows.items():
-            if row.reason is not None and row.reason not in _REASONS:
-                what = f"Its reason is {row.reason!r}, which is none."
-                self._say("store", node_id, what, RESTORE)
-            self._moments(node_id, {n: getattr(row, n) for n in ("started_at", "ended_at", "due")})
-            if row.handle is not None and not _is_handle(row):
-                what = f"{str(row.handle)[:200]!r} is no handle of its attempt {row.key}."
-                self._say("I3", node_id, what, RESTORE)
-
-    def _moments(self, node_id: int | None, moments: dict[str, float | None]) -> None:
-        for name, moment in moments.items():
-            if moment is not None and not 0 <= moment < _FUTURE:
-                self._say("store", node_id, f"Its {name} is {moment!r}, which is no time.", RESTORE)
+            for text in strangeness(row):
+                self._say("store", node_id, text, RESTORE)
 
     # -- attempts (I3) --------------------------------------------------------------------------
 
@@ -80,8 +67,6 @@ class Inside:
                     f"It is at attempt {row.attempt}, and {len(row.attempts)} before it are told."
                 )
                 self._say("I3", row.node_id, what)
-            if row.handle is not None and not _is_lane(row.executor):
-                self._say("I3", row.node_id, f"{row.executor!r} names no executor.", RESTORE)
 
     # -- events (I4, I5, I11, I12) and requests (I13) -------------------------------------------
 
@@ -208,18 +193,3 @@ class Inside:
             expected = rows[where].output
         if record.result is None or (expected and expected.digest != record.result.digest):
             self._say("I9", None, "Its result is not the output of the task that gives it.")
-
-
-def _is_handle(row: NodeRecord) -> bool:
-    try:
-        handle = JobHandle.from_json(row.handle or {})
-    except (KeyError, TypeError, ValueError):
-        return False
-    return row.key is None or row.key == handle.key or row.key in handle.tasks
-
-
-def _is_lane(name: str | None) -> bool:
-    try:
-        return bool(lane_ref(name or "").name)
-    except ValueError:
-        return False

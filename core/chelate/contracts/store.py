@@ -50,7 +50,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class DispatchFilter:
-    """What ``list_dispatches`` selects; newest first."""
+    """What ``list_dispatches`` selects; newest first.
+
+    In ``status``, a dispatch that shall be cancelled and has not ended counts as CANCELLING.
+    """
 
     status: tuple[Status, ...] = ()
     name: str | None = None

@@ -9,11 +9,12 @@ from typing import Any
 from chelate.bundle import Bundle
 from chelate.contracts.store import ResultStore
 from chelate.digest import digest_bytes
-from chelate.errors import GraphError
+from chelate.errors import GraphError, StoreError
 from chelate.graph import Graph, Kind, Node, leaves
 from chelate.kernel.homecoming import staying
 from chelate.kernel.keys import lane_name
 from chelate.kernel.reuse import Reuse
+from chelate.kernel.states.forms import strangeness
 from chelate.kernel.states.machine import Machine
 from chelate.kernel.world import World
 from chelate.model import DispatchRecord, NodeStatus, Status, ValueRef
@@ -82,14 +83,18 @@ class LiveDispatch:
             return known
         if record.graph is None:
             raise GraphError(f"Dispatch {dispatch_id} has no graph.")
-        live = cls.of(record, Graph.from_json(store.read(record.graph)), store, world)
+        rows = store.nodes(dispatch_id)
+        for row in rows:
+            for text in strangeness(row):
+                raise _not_understood(f"task {row.node_id} of dispatch {dispatch_id}", text)
         now = world.time()
-        if live.reuse is not None:
-            rows = store.nodes(dispatch_id)
-            live.reuse.resume(rows)
+        try:
+            live = cls.of(record, Graph.from_json(store.read(record.graph)), store, world)
+            if live.reuse is not None:
+                live.reuse.resume(rows)
             live.machine.resume(rows, now)
-        else:
-            live.machine.resume(store.nodes(dispatch_id), now)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise _not_understood(f"dispatch {dispatch_id}", f"{error!r}.") from error
         live.begin(now)
         return live
 
@@ -244,3 +249,10 @@ def child_record(
         options=options,
     )
     return record, {**bundle.blobs, graph: data}
+
+
+def _not_understood(what: str, why: str) -> StoreError:
+    return StoreError(
+        f"What is stored of {what} cannot be understood. {why} If the medium or another program "
+        "changed it, see what else is damaged with: chelate fsck"
+    )

@@ -102,9 +102,17 @@ def _readable(decode: Callable[[Sequence[Any]], T]) -> Callable[[Sequence[Any]],
     return safely
 
 
+def _check_texts(*texts: Any) -> None:
+    # SQLite stores anything in any column, and bytes come through as such.
+    for text in texts:
+        if text is not None and type(text) is not str:
+            raise TypeError(f"{text!r:.100} is no text")
+
+
 @_readable
 def decode_node(row: Sequence[Any]) -> NodeRecord:
     """The record of a row of ``nodes``."""
+    _check_texts(row[4], row[5], row[10], row[11], row[12], row[13], row[14], row[16], row[22])
     reused_from = json.loads(row[15]) if row[15] is not None else None
     return NodeRecord(
         node_id=row[1],
@@ -163,6 +171,7 @@ def encode_dispatch(record: DispatchRecord) -> Row:
 @_readable
 def decode_dispatch(row: Sequence[Any]) -> DispatchRecord:
     """The record of a row of ``dispatches``."""
+    _check_texts(*row[:2], row[3], row[4], *row[7:10], row[11], row[15], row[19])
     return DispatchRecord(
         dispatch_id=row[0],
         name=row[1],

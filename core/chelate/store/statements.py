@@ -249,7 +249,12 @@ class Statements:
         """The rows that a filter selects."""
         query = select(dispatches)
         if wish.status:
-            query = query.where(dispatches.c.status.in_([item.value for item in wish.status]))
+            asked = dispatches.c.status.in_([item.value for item in wish.status])
+            over = dispatches.c.status.in_(_ENDED)
+            if Status.CANCELLING in wish.status:
+                query = query.where(asked | (dispatches.c.cancel_requested.is_(True) & ~over))
+            else:
+                query = query.where(asked & (dispatches.c.cancel_requested.is_(False) | over))
         if wish.name is not None:
             query = query.where(dispatches.c.name == wish.name)
         if wish.root_id is not None:

@@ -107,6 +107,11 @@ class StoreConformance(StoreValues):
             assert found(parent_id=ids[0]) == [child]
             assert found(root_id=ids[0]) == [child, ids[0]]
             assert found(roots_only=False)[0] == child
+            assert found(status=(Status.NEW_OBJ,)) == [*reversed(ids[1:]), ids[0]]
+            store.request_cancel(ids[3], None)
+            assert found(status=(Status.CANCELLING,)) == [ids[3]]
+            assert ids[3] not in found(status=(Status.NEW_OBJ, Status.COMPLETED))
+            assert found(status=(Status.NEW_OBJ, Status.CANCELLING)) == [*reversed(ids[1:]), ids[0]]
 
     # -- commits --------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from chelate.contracts.executor import JobHandle
 from chelate.errors import TransientError
 from chelate.kernel import events as ev
 from chelate.kernel.lanes.calls import LaneCalls
-from chelate.kernel.lanes.flights import Flights, tell
+from chelate.kernel.lanes.flights import Flights
 from chelate.kernel.lanes.report import LaneReport, sentence
+from chelate.kernel.lanes.roster import tell
 
 __all__ = ["FIRST_WAIT", "LAST_WAIT", "Stops"]
 

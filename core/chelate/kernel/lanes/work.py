@@ -26,9 +26,10 @@ from chelate.kernel import events as ev
 from chelate.kernel.lanes.calls import LaneCalls
 from chelate.kernel.lanes.checks import checked_handle, checked_reason
 from chelate.kernel.lanes.fetches import Fetches, Wanted
-from chelate.kernel.lanes.flights import Flights, tell
+from chelate.kernel.lanes.flights import Flights
 from chelate.kernel.lanes.packs import Departures
 from chelate.kernel.lanes.report import FIRST_PAUSE, LAST_PAUSE, LaneReport, pausing, sentence
+from chelate.kernel.lanes.roster import tell
 from chelate.kernel.lanes.stops import FIRST_WAIT, LAST_WAIT, Stops
 from chelate.kernel.lanes.strays import Strays
 from chelate.kernel.world import World
