@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -9,7 +10,7 @@ from tests.kernel.fakes import Backend, fake
 from tests.kernel.graphs import chain
 
 from chelate.contracts.executor import JobState
-from chelate.errors import StoreUnavailableError
+from chelate.errors import MachineError, StoreUnavailableError
 from chelate.model import NodeStatus, Status
 
 
@@ -104,3 +105,56 @@ def test_a_lost_job_is_cleaned_up_when_its_loss_is_stored(bench):
             job.state = JobState.KILLED
     kernel.until(lambda: len(backend.released) == 1)
     assert released[:4] == [[]] * 4
+
+
+@pytest.mark.parametrize("method", ["commit", "cancel_requests", "change_counter", "orphans"])
+@pytest.mark.parametrize(
+    "raised", [ValueError("odd"), BaseException("odd"), SystemExit(3), KeyboardInterrupt()]
+)
+def test_a_store_that_raises_anything_ends_no_kernel(bench, method, raised):
+    backend = Backend()
+    kernel = bench(fake(backend))
+    store = kernel.gateway.store
+    assert kernel.run(chain(1)).status is Status.COMPLETED
+    honest, raises = getattr(store, method), [True]
+
+    def failing(*args, **kwargs):
+        if threading.current_thread() is not threading.main_thread() and raises:
+            raises.clear()
+            raise raised
+        return honest(*args, **kwargs)
+
+    setattr(store, method, failing)
+    dispatch_id = kernel.dispatch(chain(3))
+    kernel.gateway.engine.poke()
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    kernel.until(lambda: not raises)
+    assert kernel.run(chain(2)).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+
+
+def test_a_dispatch_that_a_store_cannot_read_again_is_set_aside_and_no_other(bench):
+    backend = Backend(finish=lambda key, node: None)
+    kernel = bench(fake(backend))
+    store = kernel.gateway.store
+    bad, well = kernel.dispatch(chain(2)), kernel.dispatch(chain(2))
+    for dispatch_id in (bad, well):
+        kernel.until(lambda d=dispatch_id: kernel.node(d).status is NodeStatus.RUNNING)
+    honest_commit, honest_read, raises = store.commit, store.dispatch, [True]
+
+    def commit(*args):
+        if raises:
+            raises.clear()
+            raise TypeError("odd")
+        return honest_commit(*args)
+
+    def read(dispatch_id):
+        if dispatch_id == bad and threading.current_thread() is not threading.main_thread():
+            raise SystemExit(3)
+        return honest_read(dispatch_id)
+
+    store.commit, store.dispatch = commit, read
+    backend.end()
+    assert kernel.wait(well).status is Status.COMPLETED
+    with pytest.raises(MachineError, match="Its store raised SystemExit"):
+        kernel.wait(bad)

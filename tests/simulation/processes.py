@@ -140,6 +140,8 @@ class _Habitat:
 class _SimWorld(World):
     """The universe as a kernel sees it."""
 
+    fatal = (Crash,)
+
     def __init__(self, process: Process) -> None:
         self._process = process
         self._universe = process.universe

@@ -16,7 +16,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any
 
-from chelate.contracts.executor import Job, JobHandle
+from chelate.contracts.executor import JobHandle
 from chelate.contracts.store import CancelRequest, Commit, ResultStore
 from chelate.errors import (
     ChelateError,
@@ -29,7 +29,6 @@ from chelate.errors import (
 from chelate.graph import Graph
 from chelate.kernel import events as ev
 from chelate.kernel.intake import Intake
-from chelate.kernel.jobs import make_job
 from chelate.kernel.lane_table import LaneTable, Orders
 from chelate.kernel.lanes.report import LaneReport
 from chelate.kernel.live import LiveDispatch
@@ -170,7 +169,9 @@ class Engine:
         except StoreUnavailableError as error:
             self.outage.goes_on(self._world.monotonic(), error)
             self._reload(items)
-        except Exception as error:  # noqa: BLE001 - a defect must not take all dispatches along
+        except self._world.fatal:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a defect, or a store that raises anything
             _LOG.exception("A turn of the kernel failed; every dispatch is read again.")
             self._reload(items, error)
 
@@ -225,7 +226,7 @@ class Engine:
         self._lanes.forget(dispatch_id)
         self._waiters.break_off(dispatch_id, why)
 
-    def _reload(self, items: list[Any], defect: Exception | None = None) -> None:
+    def _reload(self, items: list[Any], defect: BaseException | None = None) -> None:
         """Trust only the store. A dispatch that keeps meeting a defect is set aside."""
         begun = {item[0].dispatch_id for item in items if isinstance(item, tuple)}
         for dispatch_id in [*self._live, *(begun - self._live.keys())]:
@@ -243,6 +244,12 @@ class Engine:
                 except ChelateError as error:
                     why = str(error)
                     self._defects[dispatch_id] = _DEFECTS
+                except self._world.fatal:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - a store may raise anything
+                    why = f"Its store raised {error!r}."
+                    self._defects[dispatch_id] += 1
+                    self._world.sleep(delay)
             else:
                 if not self._stopping:
                     self._set_aside(dispatch_id, why)
@@ -378,22 +385,7 @@ class Engine:
             elif isinstance(effect, ev.Run):
                 if live.machine.sent(effect.node):
                     record = live.machine.records[effect.node]
-                    orders.jobs.setdefault(record.executor or "", []).append(
-                        self._job(live, record)
-                    )
+                    job = live.job(record, self.store, self._lanes.store_id)
+                    orders.jobs.setdefault(record.executor or "", []).append(job)
             else:
                 orders.add(effect, live.machine.records[effect.node])
-
-    def _job(self, live: LiveDispatch, record: NodeRecord) -> Job:
-        return make_job(
-            live.record,
-            live.graph,
-            live.node(record.node_id),
-            record,
-            live.machine.records,
-            live.parameters,
-            self.store,
-            record.node_id in live.taken_apart,
-            self._lanes.store_id,
-            record.node_id in live.staying,
-        )

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chelate.bundle import Bundle
+from chelate.contracts.executor import Job
 from chelate.contracts.store import ResultStore
 from chelate.digest import digest_bytes
 from chelate.errors import GraphError, StoreError
 from chelate.graph import Graph, Kind, Node, leaves
 from chelate.kernel.homecoming import staying
+from chelate.kernel.jobs import make_job
 from chelate.kernel.keys import lane_name
 from chelate.kernel.reuse import Reuse
 from chelate.kernel.states.forms import strangeness
 from chelate.kernel.states.machine import Machine
 from chelate.kernel.world import World
-from chelate.model import DispatchRecord, NodeStatus, Status, ValueRef
+from chelate.model import DispatchRecord, NodeRecord, NodeStatus, Status, ValueRef
 
 __all__ = ["BUILD_NODE", "LiveDispatch", "child_record"]
 
@@ -104,6 +106,21 @@ class LiveDispatch:
             self.record.status = Status.RUNNING
             self.record.started_at = now
             self.changed = True
+
+    def job(self, record: NodeRecord, store: ResultStore, store_id: str) -> Job:
+        """What an executor is given to run the node of this record."""
+        return make_job(
+            self.record,
+            self.graph,
+            self.node(record.node_id),
+            record,
+            self.machine.records,
+            self.parameters,
+            store,
+            record.node_id in self.taken_apart,
+            store_id,
+            record.node_id in self.staying,
+        )
 
     def decide(self) -> None:
         """Complete the nodes that just became ready and need no run."""

@@ -27,7 +27,9 @@ class Habitat(Protocol):
 
 
 class World:
-    """The real one."""
+    """The real one. ``fatal`` is what ends a process that is simulated, and nobody may catch."""
+
+    fatal: tuple[type[BaseException], ...] = ()
 
     def monotonic(self) -> float:
         """Seconds on a clock that nobody sets."""
