@@ -141,6 +141,80 @@ def test_observe_that_raises_is_run_again(ct: Any, held: Any, until: Any) -> Non
     assert tries[2] - tries[1] >= 1.8
 
 
+def test_whatever_a_trigger_raises_it_goes_on_and_so_do_the_others(
+    ct: Any, held: Any, events: Path, until: Any
+) -> None:
+    left = {"check": 2, "observe": 1}
+
+    class Exits(BaseTrigger):
+        interval = 0.1
+
+        def check(self, cursor: Any, now: float) -> Check:
+            if threading.current_thread() is threading.main_thread():
+                return Check(0, None)  # where it begins, at its registration
+            left["check"] -= 1
+            if left["check"] >= 0:
+                raise SystemExit(3)
+            return Check(int(left["check"] == -1), None)
+
+        def stop(self) -> None:
+            raise SystemExit(3)
+
+    class Observes(BaseTrigger):
+        def observe(self) -> None:
+            left["observe"] -= 1
+            if left["observe"] >= 0:
+                raise KeyboardInterrupt
+            self.trigger()
+            self.stop_flag.wait()
+
+        def stop(self) -> None:
+            self.stop_flag.set()
+            raise SystemExit(3)
+
+    ids = [held() for _ in range(3)]
+    register(Exits(), ids[0])
+    register(Observes(), ids[1])
+    register(CountingTrigger(str(events)), ids[2])
+    until(lambda: [row.fires for row in ct.list_triggers() if row.dispatch_id != ids[2]] == [1, 1])
+    ct.stop_triggers(ids[:2])
+    happen(events, 1)
+    until(lambda: [row.fires for row in ct.list_triggers() if row.dispatch_id == ids[2]] == [1])
+
+
+def test_triggers_that_hang_keep_no_other_from_looking(
+    ct: Any, held: Any, events: Path, until: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("chelate.kernel.triggers.threads._HANGS", 0.5)
+    monkeypatch.setattr("chelate.kernel.triggers.threads._PATIENCE", 0.5)
+    gate = threading.Event()
+
+    class Hangs(BaseTrigger):
+        def check(self, cursor: Any, now: float) -> Check:
+            if threading.current_thread() is not threading.main_thread():
+                gate.wait()
+            return Check(0, None)
+
+        def stop(self) -> None:
+            gate.wait()
+
+    try:
+        hanging = [held() for _ in range(10)]
+        for dispatch_id in hanging:
+            register(Hangs(), dispatch_id)
+        counting = held()
+        register(CountingTrigger(str(events)), counting)
+        happen(events, 2)
+        until(
+            lambda: [r.fires for r in ct.list_triggers() if r.dispatch_id == counting] == [2],
+        )
+        begin = time.monotonic()
+        ct.stop_triggers(hanging[:2])
+        assert time.monotonic() - begin < 8.0
+    finally:
+        gate.set()
+
+
 def test_observe_that_returns_is_over(ct: Any, held: Any, until: Any) -> None:
     class Once(BaseTrigger):
         def observe(self) -> None:

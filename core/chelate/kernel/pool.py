@@ -30,11 +30,19 @@ class Pool:
             if self._idle:
                 self._idle -= 1
             elif self._threads < self._size:
-                self._threads += 1
-                threading.Thread(
-                    target=self._run, name=f"{self._name}-{self._threads}", daemon=True
-                ).start()
+                self._start()
             self._work.put(work)
+
+    def grow(self) -> None:
+        """One thread more from now on, because one of them hangs."""
+        with self._guard:
+            self._size += 1
+            self._start()
+
+    def _start(self) -> None:
+        self._threads += 1
+        name = f"{self._name}-{self._threads}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def close(self) -> None:
         """Let the threads end once they are idle."""

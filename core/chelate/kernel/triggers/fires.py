@@ -51,6 +51,7 @@ class Armed:
     closed: bool = False
     busy: bool = False
     again: bool = False
+    began: float | None = None  # monotonic; when the look that is under way did
     tick: int = 0
     observing: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -121,7 +122,7 @@ class Firing:
             self._save(armed, cursor, progress)
         return wait
 
-    def failed(self, armed: Armed, error: Exception, state: str = "failing") -> float:
+    def failed(self, armed: Armed, error: BaseException, state: str = "failing") -> float:
         """Show an error, in the store too; seconds until the next try."""
         message = f"{type(error).__name__}: {error}"
         _LOG.warning("Trigger %s (%s): %s", armed.trigger_id, armed.definition.kind, message)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from chelate.contracts.store import ResultStore
 from chelate.contracts.trigger import BaseTrigger, Check
 from chelate.errors import ChelateError, ConfigError, PluginError, StoreUnavailableError
-from chelate.kernel.pool import Pool
 from chelate.kernel.triggers.fires import Armed, Firing
 from chelate.kernel.triggers.intake import Prepared, prepare
 from chelate.kernel.triggers.observing import Observing
@@ -34,6 +33,7 @@ from chelate.kernel.triggers.records import (
     fires_fact,
     state_fact,
 )
+from chelate.kernel.triggers.threads import Threads
 
 if TYPE_CHECKING:
     from chelate.kernel.plugins.registry import Plugins
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Link", "TriggerHost"]
 
 _LOG = logging.getLogger("chelate.triggers")
-_POLLS = 8
 _OWNERS_EVERY = 1.0
 _LONGEST = 60.0  # a clock that was set, or a suspended machine, is noticed after so many seconds
 _CLASS_EVERY = 30.0
@@ -70,8 +69,7 @@ class TriggerHost:
         self._kernel_id = kernel_id
         self._every = settings.poll_interval
         self._firing = Firing(store, kernel_id, repeat, poke, self._refresh)
-        self._polls = Pool("chelate-trigger", _POLLS)
-        self._quick = Pool("chelate-timer", 1)
+        self._threads = Threads()
         self._changed = threading.Condition(threading.RLock())
         self._armed: dict[str, Armed] = {}  # guarded by _changed
         self._due: list[tuple[float, int, Armed]] = []  # guarded by _changed
@@ -101,8 +99,7 @@ class TriggerHost:
             self._disarm(item)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
-        self._polls.close()
-        self._quick.close()
+        self._threads.close()
 
     def prepare(self, trigger: BaseTrigger, dispatch_id: str, *, copy: bool) -> Prepared:
         """See :func:`chelate.kernel.triggers.intake.prepare`."""
@@ -181,8 +178,7 @@ class TriggerHost:
                 ready = self._take(time.monotonic())
                 look = self._look_due <= time.monotonic()
             for armed in ready:
-                quick = armed.instance is not None and armed.instance.quick
-                (self._quick if quick else self._polls).submit(partial(self._turn, armed))
+                self._threads.look(armed, partial(self._turn, armed))
             if look:
                 self._look_safely()
 
@@ -217,14 +213,15 @@ class TriggerHost:
     def _turn(self, armed: Armed) -> None:
         delay: float | None = None
         try:
+            armed.began = time.monotonic()
             with armed.lock:
                 if not armed.closed:
                     delay = self._look(armed)
-        except Exception as error:  # noqa: BLE001 - whatever a trigger raises is shown, not fatal
+        except BaseException as error:  # noqa: BLE001 - what a trigger raises is shown, not fatal
             delay = self._firing.failed(armed, error)
         finally:
             with self._changed:
-                armed.busy = False
+                armed.busy, armed.began = False, None
                 again, armed.again = armed.again, False
             if armed.closed:
                 self._let_go(armed)
@@ -288,23 +285,20 @@ class TriggerHost:
             busy = armed.busy
         if armed.instance is None:
             return
-        try:
-            armed.instance.stop()
-        except Exception:  # noqa: BLE001 - a trigger's own code
-            _LOG.exception("stop() of trigger %s (%s)", armed.trigger_id, armed.definition.kind)
+        self._threads.end(armed, "stop", armed.instance.stop)
         if not busy:
             self._let_go(armed)
 
     def _let_go(self, armed: Armed) -> None:
-        try:
-            if armed.instance is not None:
-                armed.instance.release()
-        except Exception:  # noqa: BLE001 - a trigger's own code
-            _LOG.exception("release() of trigger %s (%s)", armed.trigger_id, armed.definition.kind)
+        if armed.instance is not None:
+            self._threads.end(armed, "release", armed.instance.release)
 
     # -- what other threads and processes have done -----------------------------------------------
 
     def _look_safely(self) -> None:
+        with self._changed:
+            armed = list(self._armed.values())
+        self._threads.make_room(armed)
         try:
             self._look_around()
         except StoreUnavailableError as error:

@@ -38,7 +38,7 @@ class Observing:
                 if not armed.closed and instance.observe_blocks:
                     self._ended(armed)
                 return
-            except Exception as error:  # noqa: BLE001 - shown as the trigger's error
+            except BaseException as error:  # noqa: BLE001 - shown as the trigger's error
                 if not armed.closed:
                     instance.stop_flag.wait(self._firing.failed(armed, error))
 
