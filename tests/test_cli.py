@@ -108,7 +108,7 @@ def environment(home: Path) -> dict[str, str]:
 
 def chelate(home: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "chelate.cli", *arguments],
+        [sys.executable, "-m", "chelate", *arguments],
         env=environment(home),
         capture_output=True,
         text=True,
@@ -231,7 +231,7 @@ def test_errors(tmp_path, monkeypatch, capsys, arguments, kind, code) -> None:
 def test_a_wrong_setting_is_one_sentence(home) -> None:
     environ = {**environment(home), "CHELATE_MAX_DEPTH": "deep"}
     run = subprocess.run(
-        [sys.executable, "-m", "chelate.cli", "ls", "--json"],
+        [sys.executable, "-m", "chelate", "ls", "--json"],
         env=environ, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert run.returncode == 1
@@ -266,7 +266,7 @@ def test_a_reader_that_has_gone(home, done) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     run = subprocess.run(
-        [sys.executable, "-m", "chelate.cli", "ls"],
+        [sys.executable, "-m", "chelate", "ls"],
         env=environment(home), stdout=writer, stderr=subprocess.PIPE, timeout=60,
     )  # fmt: skip
     os.close(writer)

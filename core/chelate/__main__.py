@@ -1,4 +1,4 @@
-"""``python -m chelate.cli``, for where the command itself is not on the path."""
+"""``python -m chelate``, for where the command itself is not on the path."""
 
 from __future__ import annotations
 
