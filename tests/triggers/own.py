@@ -44,6 +44,17 @@ class WatchingTrigger(BaseTrigger):
         super().stop()
 
 
+class ForgetfulTrigger(WatchingTrigger):
+    """What it finds when it begins to look is where it begins."""
+
+    def observe(self) -> None:
+        seen = Path(self.path).stat().st_size
+        while not self.stop_flag.wait(0.05):
+            while Path(self.path).stat().st_size > seen:
+                seen += 1
+                self.trigger()
+
+
 class AsyncTrigger(WatchingTrigger):
     """A coroutine function."""
 

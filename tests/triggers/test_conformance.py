@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from tests.triggers.own import AsyncTrigger, CountingTrigger, WatchingTrigger
+from tests.triggers.own import AsyncTrigger, CountingTrigger, ForgetfulTrigger, WatchingTrigger
 
 from chelate.testing.trigger_conformance import Cause, MakeTrigger, TriggerConformance
 from chelate.triggers import DatabaseTrigger, DirTrigger, SQLiteTrigger, TimeTrigger
@@ -103,6 +103,11 @@ class TestOwnCheck(TriggerConformance):
 
 class TestOwnObserve(TestOwnCheck):
     kind = WatchingTrigger
+
+
+class TestOwnBaseline(TestOwnCheck):
+    kind = ForgetfulTrigger
+    counts_while_down = False
 
 
 class TestOwnCoroutine(TestOwnCheck):
