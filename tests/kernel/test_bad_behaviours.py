@@ -21,7 +21,8 @@ from tests.kernel.fakes import FAST, Backend, fake
 from tests.kernel.graphs import graph_of
 
 from chelate.contracts.executor import JobHandle, Observation, Outcome, PollReport, Unknown
-from chelate.model import Status
+from chelate.errors import TransientError
+from chelate.model import NodeStatus, Status
 
 METHODS = ("run", "poll", "collect", "cancel", "find", "release", "open")
 LIMITS = dataclasses.replace(FAST, call_timeout=1.0, absent_grace=30.0, find_grace=0.3)
@@ -320,6 +321,60 @@ def test_a_cancelled_task_goes_without_an_outcome_that_cannot_be_fetched(bench, 
     kernel.gateway.cancel(dispatch_id, None)
     kernel.until(lambda: "cannot be fetched" in (kernel.node(dispatch_id).error or ""))
     assert kernel.wait(dispatch_id, 60.0).status is Status.CANCELLED
+
+
+def test_a_result_that_cannot_be_fetched_for_a_while_outlives_its_time_limit(bench):
+    backend = Backend(finish=lambda key, node: None)
+    broken = [True]
+    limits = dataclasses.replace(LIMITS, absent_grace=0.5)
+    cls = fake(backend, limits=limits)
+    honest = cls.collect
+
+    async def collect(self, handles):
+        if broken:
+            raise TransientError("no route")
+        async for outcome in honest(self, handles):
+            yield outcome
+
+    cls.collect = collect
+    kernel = bench(cls)
+    dispatch_id = kernel.dispatch(graph_of([[]], timeout=1.0))
+    kernel.until(lambda: kernel.node(dispatch_id).status is NodeStatus.RUNNING)
+    backend.end()
+    kernel.until(lambda: kernel.node(dispatch_id).cancel_tries >= 3)
+    assert kernel.node(dispatch_id).status is NodeStatus.CANCELLING
+    broken.clear()
+    assert kernel.wait(dispatch_id).status is Status.COMPLETED
+    assert set(backend.starts.values()) == {1}
+
+
+def test_a_user_who_cancels_what_its_time_limit_ends_waits_for_no_outcome(bench):
+    limits = dataclasses.replace(LIMITS, absent_grace=0.5)
+    backend = Backend(finish=lambda key, node: None)
+    kernel = bench(fake(backend, limits=limits, collect=streaming(ACTS["raises"])))
+    dispatch_id = kernel.dispatch(graph_of([[]], timeout=1.0))
+    kernel.until(lambda: kernel.node(dispatch_id).status is NodeStatus.RUNNING)
+    backend.end()
+    kernel.until(lambda: kernel.node(dispatch_id).cancel_tries >= 2)
+    kernel.gateway.cancel(dispatch_id, None)
+    assert kernel.wait(dispatch_id, 60.0).status is Status.CANCELLED
+
+
+@pytest.mark.parametrize("delay", ["30", float("inf"), float("nan"), -1, None])
+def test_a_plugin_that_asks_to_be_left_alone_for_no_time_is_asked_again(bench, delay):
+    backend = Backend()
+    cls = fake(backend, idempotent=True, limits=LIMITS)
+    honest, calls = cls.run, []
+
+    async def run(self, jobs):
+        calls.append(jobs)
+        if len(calls) == 1:
+            raise TransientError("busy", retry_after=delay)
+        async for answer in honest(self, jobs):
+            yield answer
+
+    cls.run = run
+    assert bench(cls).run(graph_of([[]])).status is Status.COMPLETED
 
 
 @pytest.mark.parametrize("act", [hang, ACTS["raises"], ACTS["exits"], ACTS["cancels itself"]])

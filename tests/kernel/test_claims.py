@@ -58,6 +58,21 @@ def test_a_cancel_of_what_nobody_answered_for_takes_the_claim(bench):
     assert kernel.node(dispatch_id).key in forbidden
 
 
+def test_what_goes_without_its_outcome_has_its_claim_taken_first(bench):
+    async def collect(self, handles):
+        raise OSError("no such file")
+        yield
+
+    limits = dataclasses.replace(FAST, absent_grace=0.3)
+    executor, forbidden = claiming(Backend(), collect=collect, limits=limits)
+    kernel = bench(executor)
+    dispatch_id = kernel.dispatch(graph_of([[], [], []]))
+    kernel.until(lambda: kernel.gateway.record(dispatch_id).counts.get("SUBMITTED") == 3)
+    kernel.gateway.cancel(dispatch_id, None)
+    assert kernel.wait(dispatch_id).status is Status.CANCELLED
+    assert {kernel.node(dispatch_id, node).key for node in range(3)} <= set(forbidden)
+
+
 def test_whoever_holds_the_claim_is_followed(bench):
     backend = Backend(finish=never)
     executor, forbidden = claiming(backend, run=lost_answer(backend))

@@ -275,7 +275,8 @@ class Executor(ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Executor:
         self = super().__new__(cls)
-        if cls.__init__ is object.__init__ and (args or kwargs):
+        own = cls.__new__ is not Executor.__new__
+        if cls.__init__ is object.__init__ and not own and (args or kwargs):
             # object's own takes anything, and says nothing.
             raise TypeError(f"{cls.__name__} takes no options, not {[*args, *kwargs][0]!r}")
         bound = signature(cls.__init__).bind(self, *args, **kwargs)

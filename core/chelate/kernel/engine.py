@@ -20,17 +20,15 @@ from chelate.contracts.executor import JobHandle
 from chelate.contracts.store import CancelRequest, Commit, ResultStore
 from chelate.errors import (
     ChelateError,
-    GraphError,
     MachineError,
     OwnershipLostError,
-    StoreError,
     StoreUnavailableError,
 )
 from chelate.graph import Graph
 from chelate.kernel import events as ev
 from chelate.kernel.intake import Intake
 from chelate.kernel.lane_table import LaneTable, Orders
-from chelate.kernel.lanes.report import LaneReport
+from chelate.kernel.lanes.report import LaneReport, sentence
 from chelate.kernel.live import LiveDispatch
 from chelate.kernel.outage import Outage
 from chelate.kernel.outside import Outside
@@ -166,6 +164,8 @@ class Engine:
         try:
             self._turn(items)
             self.outage.over()
+            for dispatch_id in self._defects.keys() - set(self._unread):
+                del self._defects[dispatch_id]
         except StoreUnavailableError as error:
             self.outage.goes_on(self._world.monotonic(), error)
             self._reload(items)
@@ -301,6 +301,7 @@ class Engine:
             live.machine.handle([ev.Cancel(request.nodes)], self._world.time())
 
     def _adopt(self) -> None:
+        again: list[str] = []
         while self._unread:
             dispatch_id = self._unread[-1]
             known = self._live.get(dispatch_id)
@@ -308,10 +309,16 @@ class Engine:
                 live = LiveDispatch.load(self.store, dispatch_id, self._world, known)
             except StoreUnavailableError:
                 raise  # it stays unread until the store works again
-            except (StoreError, GraphError) as error:
+            except self._world.fatal:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a store may raise anything
                 self._unread.pop()
-                _LOG.error("Dispatch %s cannot be resumed: %s", dispatch_id, error)
-                self._set_aside(dispatch_id, str(error))
+                self._defects[dispatch_id] += 1
+                _LOG.error("Dispatch %s cannot be resumed: %s", dispatch_id, sentence(error))
+                if isinstance(error, ChelateError) or self._defects[dispatch_id] >= _DEFECTS:
+                    self._set_aside(dispatch_id, sentence(error))
+                else:
+                    again.append(dispatch_id)
                 continue
             self._unread.pop()
             if live is not known:
@@ -319,6 +326,7 @@ class Engine:
                 self._live[dispatch_id] = live
                 self._lanes.adopt(live)
                 self._waiters.begin(dispatch_id)
+        self._unread = again
         self._heed(self.store.cancel_requests(self.kernel_id, 0))
 
     # -- deciding and storing -----------------------------------------------------------------

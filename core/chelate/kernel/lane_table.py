@@ -96,6 +96,7 @@ class Orders:
     watch: dict[str, dict[object, JobHandle]] = field(default_factory=dict)  # each job once
     look_up: dict[str, list[str]] = field(default_factory=dict)
     cancel: dict[str, list[str]] = field(default_factory=dict)
+    unwanted: set[str] = field(default_factory=set)  # those of them that a user asked for
     release: dict[str, list[str]] = field(default_factory=dict)
     strays: dict[str, list[JobHandle]] = field(default_factory=dict)
 
@@ -111,6 +112,8 @@ class Orders:
                 handles[job] = JobHandle.from_json(record.handle)
         elif isinstance(effect, ev.CancelJob) and record.status is NodeStatus.CANCELLING:
             self.cancel.setdefault(name, []).append(record.key or "")
+            if record.cancel_requested:
+                self.unwanted.add(record.key or "")
 
     def keep_results(self, dispatch_ids: set[str]) -> None:
         """Release no job of these dispatches: their new owner has not collected it."""
@@ -341,7 +344,7 @@ class LaneTable:
         for name, asked in orders.cancel.items():
             keys = self._homecoming.cancelled(name, asked)
             if not self._is_stuck(name, keys):
-                self._get(name).lane.cancel(keys)
+                self._get(name).lane.cancel(keys, orders.unwanted)
         for name, keys in orders.release.items():
             self._get(name).lane.release(keys)
         for name, handles in orders.strays.items():

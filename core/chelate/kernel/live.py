@@ -89,13 +89,16 @@ class LiveDispatch:
         for row in rows:
             for text in strangeness(row):
                 raise _not_understood(f"task {row.node_id} of dispatch {dispatch_id}", text)
+            if row.status is NodeStatus.COMPLETED and row.output is None and row.node_id >= 0:
+                what = f"task {row.node_id} of dispatch {dispatch_id}"
+                raise _not_understood(what, "It is COMPLETED and has no output.")
         now = world.time()
         try:
             live = cls.of(record, Graph.from_json(store.read(record.graph)), store, world)
             if live.reuse is not None:
                 live.reuse.resume(rows)
             live.machine.resume(rows, now)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise _not_understood(f"dispatch {dispatch_id}", f"{error!r}.") from error
         live.begin(now)
         return live

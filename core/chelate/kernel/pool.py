@@ -19,13 +19,14 @@ class Pool:
     def __init__(self, name: str, size: int) -> None:
         self._name = name
         self._size = size
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], bool | None] | None] = queue.SimpleQueue()
         self._guard = threading.Lock()
         self._threads = 0
         self._idle = 0
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Run ``work`` soon; it must not raise."""
+    def submit(self, work: Callable[[], bool | None]) -> None:
+        """Run ``work`` soon; it must not raise. One that gives True ends its thread, for which
+        another had come by :meth:`grow`."""
         with self._guard:
             if self._idle:
                 self._idle -= 1
@@ -56,8 +57,12 @@ class Pool:
             work = self._work.get()
             if work is None:
                 return
-            work()
+            over = work()
             with self._guard:
+                if over:
+                    self._threads -= 1
+                    self._size -= 1
+                    return
                 if self._work.empty():
                     self._idle += 1
 

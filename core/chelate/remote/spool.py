@@ -34,11 +34,13 @@ class Spool:
         """
         if self.path is None:
             _sweep(Path(tempfile.gettempdir()))
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX))
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._lock = os.open(self.path / _OWNER, flags, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            os.write(self._lock, b"%d\n" % os.getpid())  # an empty file may still be unlocked
+            self._lock = os.open(path / _OWNER, flags, 0o600)
+            with suppress(OSError):  # a file system without locks: nobody sweeps it, then
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                os.write(self._lock, _host())  # an empty file may still be unlocked
+            self.path = path
         return self.path
 
     def drop(self, job: str) -> None:
@@ -48,10 +50,15 @@ class Spool:
 
     def close(self) -> None:
         """Remove it with all that is in it; the next use makes another."""
-        if self.path is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+        path, self.path = self.path, None
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)
             os.close(self._lock)
-            self.path = None
+
+
+def _host() -> bytes:
+    """Locks of some shared file systems are seen on their own host only."""
+    return os.uname().nodename.encode()
 
 
 def _sweep(folder: Path) -> None:
@@ -60,7 +67,7 @@ def _sweep(folder: Path) -> None:
             descriptor = os.open(path / _OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(descriptor).st_size:
+                if os.read(descriptor, 1000) == _host():
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)

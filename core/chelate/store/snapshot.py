@@ -146,8 +146,8 @@ class SQLSnapshot:
     def held(self) -> Iterator[str]:
         facts = sql.facts.c
         query = select(facts.name, facts.value)
-        for name, value in self._decoded(query, "facts", lambda row: (row[0], json.loads(row[1]))):
-            if name.startswith(HELD) and "gone" not in value:
+        for name, gone in self._decoded(query, "facts", _fact):
+            if name.startswith(HELD) and not gone:
                 yield name.removeprefix(HELD)
 
     def read(self, digest: str) -> bytes:
@@ -181,6 +181,11 @@ class SQLSnapshot:
     def damage(self, thorough: bool) -> list[str]:
         with self._database.explained():
             return [*self._unreadable, *self._database.damage(self._connection, thorough)]
+
+
+def _fact(row: Sequence[Any]) -> tuple[str, bool]:
+    name, value = row[0], json.loads(row[1])
+    return name, name.startswith(HELD) and "gone" in value
 
 
 def _forms(column: Column[Any]) -> tuple[type, ...]:

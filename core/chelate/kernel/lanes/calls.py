@@ -16,6 +16,7 @@ from chelate.kernel.world import World
 __all__ = ["LaneCalls", "contained", "timed"]
 
 _LOG = logging.getLogger("chelate.lanes")
+_LONGEST = 86400.0  # seconds
 _UNWINDING = 5.0  # seconds that a cancelled call has to clean up behind itself
 
 
@@ -181,7 +182,9 @@ class LaneCalls:
     def later(self, report: LaneReport, seconds: float) -> None:
         """Hold a report back, so that the same jobs do not come straight back."""
         if report.events:
-            asyncio.get_running_loop().call_later(seconds, self.report, report)
+            sane = isinstance(seconds, (int, float)) and 0 <= seconds < _LONGEST
+            delay = seconds if sane else 1.0  # a plugin may take it from a header as it is
+            asyncio.get_running_loop().call_later(delay, self.report, report)
 
     def begin_close(self) -> None:
         """No new calls."""

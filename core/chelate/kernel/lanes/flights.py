@@ -110,7 +110,7 @@ class Flights(Roster):
                 continue
             flight.absent = 0
             if seen.state is not JobState.ENDED and not seen.ended:
-                flight.last = seen
+                flight.last, flight.error = seen, ""
             if seen.state is JobState.RUNNING and not flight.running:
                 flight.running = True
                 if (document := self._untold.pop(handle.key, None)) is not None:
@@ -178,10 +178,15 @@ class Flights(Roster):
         """The job is gone. What never ran may have a twin on its way, whose claim is taken first,
         so that neither a cancel nor another attempt meets it. Of a packed job that ran it is not
         known which tasks did."""
+        if flight.lost is not None:
+            return  # known, and about to be settled
         ran = flight.running and flight.left is None
-        if self._calls.capabilities.claims and not ran and flight.lost is None:
+        if self._calls.capabilities.claims and not ran:
             flight.lost = (reason, message)
-            return
+        else:
+            self._end(told, flight, reason, message)
+
+    def _end(self, told: LaneReport, flight: Flight, reason: Reason, message: str) -> None:
         handle = flight.handle
         del self._flights[flight.name]
         self._untold.pop(handle.key, None)
@@ -218,7 +223,8 @@ class Flights(Roster):
             else:
                 tell(told, key, ev.Refused, *refusal)
         for flight in lost:
-            assert flight.lost is not None
+            if self._flights.get(flight.name) is not flight or flight.lost is None:
+                continue  # it was dropped meanwhile
             others = {
                 key: handle
                 for key in flight.keys
@@ -229,7 +235,7 @@ class Flights(Roster):
             else:
                 if flight.left is not None:
                     flight.left -= others.keys()
-                self._lost(told, flight, *flight.lost)
+                self._end(told, flight, *flight.lost)
             for key, handle in others.items():
                 self.follow(told, key, handle)
         self._calls.changed = self._calls.now()
@@ -274,7 +280,7 @@ class Flights(Roster):
             missing = {flight.name for flight in wanted.values()}
             # Others may have given up or dropped some of them meanwhile.
             for flight in [f for f in asked if self._flights.get(f.name) is f]:
-                if flight.name not in missing:
+                if flight.name not in missing and not flight.left:
                     del self._flights[flight.name]
                     self._ended[flight.name] = flight.handle
                 elif complete and flight.name in final:
@@ -296,8 +302,9 @@ class Flights(Roster):
             self._lost(told, flight, Reason.RESULT_MISSING, message)
 
     def give_up(self, keys: Sequence[str], stops: Container[str]) -> None:
-        """Tasks that shall end and whose jobs have: whose outcome cannot be fetched for longer
-        than an absent job is waited for, goes without. ``stops`` is as in :meth:`split`."""
+        """Tasks that nobody wants any more and whose jobs have ended: whose outcome cannot be
+        fetched for longer than an absent job is waited for, goes without. ``stops`` is as in
+        :meth:`split`."""
         told = LaneReport(self._calls.name)
         since = self._calls.now() - self._calls.limits.absent_grace
         for key in keys:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import suppress
 from functools import partial
 
@@ -100,9 +99,10 @@ class Lane:
         """Find out whether the backend has these keys."""
         self._post(lambda work: work.seek(keys))
 
-    def cancel(self, keys: Sequence[str]) -> None:
-        """Ask for jobs to stop until they are gone."""
-        self._post(lambda work: work.stop(keys))
+    def cancel(self, keys: Sequence[str], unwanted: Container[str]) -> None:
+        """Ask for jobs to stop until they are gone; the result of those that are ``unwanted``, by
+        a user and not for a time limit, is waited for only so long."""
+        self._post(lambda work: work.stop(keys, unwanted))
 
     def end_strays(self, handles: Sequence[JobHandle]) -> None:
         """End jobs that belong to no live attempt."""
@@ -145,9 +145,9 @@ class Lane:
         try:
             answer = future.result(executor.limits.call_timeout)
         except (Exception, CancelledError) as error:  # noqa: BLE001 - a plugin may raise anything
-            future.cancel()
-            if isinstance(error, NoAnswer):  # of many tasks, only one is waited for
+            if not future.done():  # of many tasks, only one is waited for
                 self._deaf_until = self._world.monotonic() + _DEAF
+            future.cancel()
             _LOG.warning("Executor %s showed no output: %s", self.name, sentence(error))
             return b""
         return answer if isinstance(answer, bytes) else b""

@@ -6,7 +6,7 @@ before they run it, the lane takes the claim itself, and whoever comes later fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from chelate.contracts.executor import JobHandle
@@ -32,6 +32,7 @@ class _Stop:
     tries: int = 0
     due: float = 0.0
     known: bool = False  # there was a job once
+    unwanted: bool = False  # by a user, and not only because its time was up
 
 
 class Stops:
@@ -50,10 +51,10 @@ class Stops:
         self._stops: dict[str, _Stop] = {}
         self._failures: dict[str, str] = {}  # of the current round, by task
 
-    def add(self, keys: Sequence[str]) -> None:
-        """Tasks to end, whatever it takes."""
+    def add(self, keys: Sequence[str], unwanted: Container[str]) -> None:
+        """Tasks to end, whatever it takes, and those of which nobody wants a result."""
         for key in keys:
-            self._stops.setdefault(key, _Stop())
+            self._stops.setdefault(key, _Stop()).unwanted |= key in unwanted
         self._calls.wake()
 
     def drop(self, keys: Sequence[str]) -> None:
@@ -65,8 +66,9 @@ class Stops:
         """One round: ask for what is due, wait for the next."""
         now = self._calls.now()
         await self._unaccepted(now)
-        patient = [key for key, stop in self._stops.items() if stop.tries >= _PATIENCE]
-        self._flights.give_up(patient, self._stops)
+        unwanted = {key: stop for key, stop in self._stops.items() if stop.unwanted}
+        patient = [key for key, stop in unwanted.items() if stop.tries >= _PATIENCE]
+        self._flights.give_up(patient, unwanted)
         due = {key: s for key, s in self._stops.items() if s.due <= now and self._flights.get(key)}
         if not due:
             waits = [stop.due - now for stop in self._stops.values() if stop.due > now]
@@ -151,7 +153,7 @@ class Stops:
             await self.forbid(claims)
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             self._failed(claims, error)
-            self._tell({key: self._stops[key] for key in claims})
+            self._tell({key: self._stops[key] for key in claims if key in self._stops})
 
     async def forbid(self, keys: Sequence[str]) -> None:
         """Keep tasks from starting; those that have a job all the same are followed."""

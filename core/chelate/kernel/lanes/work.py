@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Mapping, Sequence
 from typing import Any
 
 from chelate.contracts.executor import (
@@ -123,9 +123,9 @@ class LaneWork:
         """Whether run() is about to answer for this task."""
         return key in self._departures.keys or key in self._asked
 
-    def stop(self, keys: Sequence[str]) -> None:
-        """Tasks to end until they are gone."""
-        self._stops.add(keys)
+    def stop(self, keys: Sequence[str], unwanted: Container[str]) -> None:
+        """Tasks to end until they are gone; of those that are unwanted, without a result, too."""
+        self._stops.add(keys, unwanted)
 
     def end_strays(self, handles: Sequence[JobHandle]) -> None:
         """Listed jobs that belong to no live attempt."""

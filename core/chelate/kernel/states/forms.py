@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from chelate.contracts.executor import JobHandle
@@ -21,20 +22,27 @@ def strange_moments(record: DispatchRecord | NodeRecord) -> Iterator[str]:
     """Sentences about moments that are none."""
     for name in ("created_at", "started_at", "ended_at", "due"):
         moment = getattr(record, name, None)
-        if moment is not None and not (isinstance(moment, (int, float)) and 0 <= moment < _FUTURE):
+        last = math.inf if name == "due" else _FUTURE
+        if moment is not None and not (isinstance(moment, (int, float)) and 0 <= moment < last):
             yield f"Its {name} is {moment!r:.100}, which is no time."
 
 
 def strangeness(row: NodeRecord) -> Iterator[str]:
     """Sentences about what no kernel has written into a task's row."""
     yield from strange_moments(row)
+    for name in ("attempt", "cancel_tries"):
+        number = getattr(row, name)
+        if not isinstance(number, int) or number < 0:
+            yield f"Its {name} is {number!r:.100}, which is no number of any."
+    if row.status is NodeStatus.EXPANDED and row.child_id is None:
+        yield "It is EXPANDED, and names no sub-dispatch."
     reasons = [row.reason] if row.reason is not None else []
     try:
         reasons += [entry["reason"] for entry in row.attempts]
     except (KeyError, TypeError):
         yield f"Its earlier attempts are {row.attempts!r:.200}, which are none."
     for reason in reasons:
-        if reason not in _REASONS:
+        if not isinstance(reason, str) or reason not in _REASONS:
             yield f"A reason of it is {reason!r:.100}, which is none."
     if row.status in _IN_FLIGHT and (row.key or "").split(":")[1:3] != _numbers(row):
         yield f"It is {row.status}, and {row.key!r:.200} is no key of its attempt {row.attempt!r}."

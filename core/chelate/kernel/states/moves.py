@@ -104,7 +104,7 @@ class Moves(Ledger):
         if record.status is S.EXPANDED:
             assert record.child_id is not None
             self._effects.append(ev.CancelChild(record.node_id, record.child_id))
-        elif record.status is not S.CANCELLING:
+        elif record.status is not S.CANCELLING or record.cancel_requested:
             self._effects.append(ev.CancelJob(record.node_id))
         record.reason = reason.value
         self._move(record, S.CANCELLING)

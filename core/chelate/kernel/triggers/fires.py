@@ -51,7 +51,6 @@ class Armed:
     closed: bool = False
     busy: bool = False
     again: bool = False
-    began: float | None = None  # monotonic; when the look that is under way did
     tick: int = 0
     observing: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -60,6 +59,14 @@ class Armed:
     def trigger_id(self) -> str:
         """Its id."""
         return self.definition.trigger_id
+
+
+def _said(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:  # noqa: BLE001 - a class of a user's
+        return name
 
 
 class Firing:
@@ -124,7 +131,7 @@ class Firing:
 
     def failed(self, armed: Armed, error: BaseException, state: str = "failing") -> float:
         """Show an error, in the store too; seconds until the next try."""
-        message = f"{type(error).__name__}: {error}"
+        message = _said(error)
         _LOG.warning("Trigger %s (%s): %s", armed.trigger_id, armed.definition.kind, message)
         shown = {"at": time.time(), "state": state, "message": message}
         with armed.lock:
@@ -133,8 +140,8 @@ class Firing:
                 progress = replace(armed.progress, failures=failures, error=shown)
                 try:
                     self._save(armed, armed.cursor, progress)
-                except StoreUnavailableError as unavailable:
-                    _LOG.warning("Trigger %s: %s", armed.trigger_id, unavailable)
+                except BaseException as unsaved:  # noqa: BLE001 - a store may raise anything
+                    _LOG.warning("Trigger %s: %s", armed.trigger_id, _said(unsaved))
         return min(_SLOWEST, 2.0 ** min(failures - 1, 10))
 
     # -- parts ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chelate.contracts.store import ResultStore
 from chelate.contracts.trigger import BaseTrigger, Check
-from chelate.errors import ChelateError, ConfigError, PluginError, StoreUnavailableError
+from chelate.errors import ConfigError, PluginError, StoreUnavailableError
 from chelate.kernel.triggers.fires import Armed, Firing
 from chelate.kernel.triggers.intake import Prepared, prepare
 from chelate.kernel.triggers.observing import Observing
@@ -213,7 +213,6 @@ class TriggerHost:
     def _turn(self, armed: Armed) -> None:
         delay: float | None = None
         try:
-            armed.began = time.monotonic()
             with armed.lock:
                 if not armed.closed:
                     delay = self._look(armed)
@@ -221,7 +220,7 @@ class TriggerHost:
             delay = self._firing.failed(armed, error)
         finally:
             with self._changed:
-                armed.busy, armed.began = False, None
+                armed.busy = False
                 again, armed.again = armed.again, False
             if armed.closed:
                 self._let_go(armed)
@@ -296,15 +295,13 @@ class TriggerHost:
     # -- what other threads and processes have done -----------------------------------------------
 
     def _look_safely(self) -> None:
-        with self._changed:
-            armed = list(self._armed.values())
-        self._threads.make_room(armed)
+        self._threads.make_room()
         try:
             self._look_around()
         except StoreUnavailableError as error:
             if not self._closing:
                 _LOG.warning("Triggers wait for the store: %s", error)
-        except ChelateError:
+        except BaseException:  # noqa: BLE001 - a store may raise anything, or be damaged
             _LOG.exception("The stored triggers could not be read.")
 
     def _look_around(self, *, force: bool = False) -> None:
