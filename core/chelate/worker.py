@@ -540,7 +540,7 @@ class Server:
         self.control = open(control, "rb", buffering=0)
         with open(mark, "r+b") as file:
             self.mark = mmap.mmap(file.fileno(), MARK.size)
-        self.pid = os.getpid()
+        self.pid, self.parent = os.getpid(), os.getppid()
         self.blobs: dict[str, bytes] = {}
         self.passing: dict[str, bytes] = {}
         self.files: dict[str, str] = {}
@@ -623,8 +623,8 @@ class Server:
             if sequence in self.dropped:
                 self.dropped.discard(sequence)
                 return
-            if self.stopping:
-                os._exit(0)
+            if self.stopping or os.getppid() != self.parent:
+                os._exit(0)  # without its kernel a task that has not begun is not wanted
             self.current = sequence
             self.mark[:] = MARK.pack(sequence, started, out.size, err.size, key.encode())
         os.environ["CHELATE_TASK_KEY"] = key

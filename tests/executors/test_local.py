@@ -14,25 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from chelate.api import JobHandle, JobState, Reason, Rejected, Resources
+from chelate.api import JobState, Reason, Rejected, Resources
 from chelate.executors.local import LocalExecutor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pool_kit import Blobs, Driver, drive, value
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-async def eventually(condition, timeout=30.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+from pool_kit import Blobs, Driver, alive, drive, eventually, value
 
 
 def test_nothing_starts_before_the_first_task():
@@ -449,83 +435,6 @@ def test_accelerators_are_shared_out():
                 assert last <= begin or first >= end or not set(devices) & set(others)
 
     drive(scenario, LocalExecutor(workers=2, gpus=2))
-
-
-# -- other kernels ----------------------------------------------------------------------------
-
-
-def test_another_instance_ends_what_it_finds_and_says_absent(tmp_path):
-    def slow(path):
-        Path(path).write_text(str(os.getpid()))
-        time.sleep(600)
-
-    async def scenario(driver):
-        handle = await driver.start(slow, str(tmp_path / "pid"))
-        await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-        pid = int((tmp_path / "pid").read_text())
-        other = LocalExecutor(workers=1)
-        await other.open()
-        copy = JobHandle.from_json(json.loads(json.dumps(handle.to_json())))
-        report = await other.poll([copy])
-        assert (report.covered, dict(report.seen)) == ({handle.key}, {})
-        assert not alive(pid)
-        assert await other.find([handle.key]) == {}
-        await other.close()
-
-    drive(scenario, LocalExecutor(workers=1))
-
-
-KERNEL = """
-import asyncio, json, sys
-sys.path.insert(0, {kit!r})
-from pool_kit import Driver
-from chelate.executors.local import LocalExecutor
-
-async def main():
-    executor = LocalExecutor(workers=1)
-    await executor.open()
-    driver = Driver(executor)
-
-    def work(folder):
-        import os, subprocess, time
-        subprocess.Popen(["setsid", "sh", "-c", "echo $$ > " + folder + "/child; sleep 600"])
-        with open(folder + "/worker", "w") as file:
-            file.write(str(os.getpid()))
-        time.sleep(600)
-
-    handle = await driver.start(work, {folder!r})
-    print(json.dumps(handle.to_json()), flush=True)
-    while True:
-        await executor.poll([handle])
-
-asyncio.run(main())
-"""
-
-
-def test_no_orphan_outlives_a_killed_kernel(tmp_path):
-    code = KERNEL.format(kit=str(Path(__file__).parent), folder=str(tmp_path))
-    kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-
-    def pids():
-        files = [tmp_path / "worker", tmp_path / "child"]
-        return [int(f.read_text()) for f in files if f.exists() and f.read_text().strip()]
-
-    async def scenario(driver):
-        handle = JobHandle.from_json(json.loads(kernel.stdout.readline()))
-        await eventually(lambda: len(pids()) == 2)
-        assert all(alive(pid) for pid in pids())
-        kernel.kill()
-        kernel.wait()
-        await eventually(lambda: not any(alive(pid) for pid in pids()))
-        await eventually(lambda: not Path(handle.data["pool"]).exists())
-        report = await driver.executor.poll([handle])
-        assert (report.covered, dict(report.seen)) == ({handle.key}, {})
-
-    try:
-        drive(scenario)
-    finally:
-        kernel.kill()
-        kernel.communicate()
 
 
 def test_close_ends_workers_and_removes_the_folder(tmp_path):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from chelate.api import (
@@ -25,8 +25,8 @@ from chelate.api import (
     RunOutcome,
     parse_memory,
 )
-from chelate.executors import process_tree
-from chelate.executors.pool import Pool, written_off
+from chelate.executors.pool import Pool
+from chelate.executors.pool_folder import PoolFolder, boot_id, end_leftovers, other_pools
 from chelate.executors.record import Record
 
 __all__ = ["LocalExecutor"]
@@ -113,11 +113,7 @@ class LocalExecutor(Executor):
             self._pool = Pool(
                 self._slots, self._memory, devices[: self.gpus], self.python, self.env or {}
             )
-            self._data = {
-                "host": os.uname().nodename,
-                "boot": _boot_id(),
-                "pool": str(self._pool.folder),
-            }
+            self._data = _place(self._pool.folder)
         return self._pool
 
     # -- starting -----------------------------------------------------------------------------
@@ -127,10 +123,13 @@ class LocalExecutor(Executor):
         if not self._slots:
             await self.open()
         pool = self._started()
+        refusals = {job.key: refused for job in jobs if (refused := self._refusal(job))}
+        fresh = [job.key for job in jobs if job.key not in self._records.keys() | refusals.keys()]
+        for key in await pool.shared.accept(fresh, self._records) if fresh else ():
+            refusals[key] = Rejected(key, Reason.LOST, "Another kernel has taken this task over.")
         for job in jobs:
-            refused = self._refusal(job)
-            if refused is not None:
-                yield refused
+            if job.key in refusals:
+                yield refusals[job.key]
                 continue
             known = self._records.get(job.key)
             if known is None:
@@ -235,7 +234,7 @@ class LocalExecutor(Executor):
         """Jobs of another pool: end what a dead kernel left, so that absent means gone."""
         covered: set[str] = set()
         errors: list[str] = []
-        here = (os.uname().nodename, _boot_id())
+        here = (os.uname().nodename, boot_id())
         for pool in {handle.data.get("pool", "") for handle in handles}:
             group = [handle for handle in handles if handle.data.get("pool", "") == pool]
             data = group[0].data
@@ -245,34 +244,49 @@ class LocalExecutor(Executor):
             if data.get("host") != here[0]:
                 errors.append(f"Local tasks of host {data.get('host')} cannot be seen from here.")
                 continue
-            alive = _owner_lives(pool)
+            folder = PoolFolder(Path(pool))
+            alive = folder.owner_lives and folder.path.is_dir()
             if data.get("boot") == here[1]:
                 keys = [key for handle in group for key in handle.tasks]
-                ended = await _end_leftovers("" if alive else pool, keys)
+                ended = await end_leftovers([] if alive else [folder], keys)
                 if alive:
-                    ended |= written_off(pool)
+                    if ended:
+                        folder.write_off(ended)
+                    ended |= folder.written_off()
                     group = [h for h in group if not ended.isdisjoint(h.tasks)]
-                else:
-                    await asyncio.to_thread(shutil.rmtree, pool, ignore_errors=True)
             covered.update(handle.key for handle in group)
             if alive and len(group) < len(handles):
                 errors.append("A kernel that still lives on this host holds some of the tasks.")
         return covered, errors
 
     async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
-        """Own jobs by key; of others nothing is left running when this returns."""
-        own = {key: [self._records[key].handle] for key in keys if key in self._records}
-        others = [key for key in keys if key not in own]
-        if others:
-            await _end_leftovers("", others)
-        return own
+        """Own jobs by key, and those that a living kernel of this host holds.
+
+        Of other jobs nothing is left on this host when this returns, nor can any begin here: pools
+        of dead kernels have ended, with what they had not begun, and living ones are forbidden it.
+        """
+        found = {key: [self._records[key].handle] for key in keys if key in self._records}
+        others = [key for key in keys if key not in found]
+        if not others:
+            return found
+        own = None if self._pool is None else self._pool.folder
+        dead = []
+        for pool in await asyncio.to_thread(other_pools):
+            if not pool.owner_lives:
+                dead.append(pool)
+            elif pool.path != own:
+                with suppress(FileNotFoundError):
+                    for key in await pool.forbid(others):
+                        found[key] = [JobHandle(key, self.name, "", _place(pool.path), (key,))]
+        await end_leftovers(dead, [key for key in others if key not in found])
+        return found
 
     async def cancel(self, handles: Sequence[JobHandle], *, force: bool) -> None:
         """Take queued tasks back; end running ones with everything they started."""
         own = [self._records[handle.key] for handle in handles if handle.key in self._records]
         if self._pool is not None and own:
             self._pool.cancel(own, force)
-            self._pool.write_off(handle.key for handle in handles)
+            self._pool.shared.write_off(handle.key for handle in handles)
         foreign = [handle for handle in handles if handle.key not in self._records]
         if foreign:
             await self._settle(foreign)
@@ -315,6 +329,10 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _place(pool: Path) -> dict[str, str]:
+    return {"host": os.uname().nodename, "boot": boot_id(), "pool": str(pool)}
+
+
 def _usable_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -323,32 +341,3 @@ def _usable_processors() -> int:
 
 def _memory() -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20)
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _owner_lives(pool: str) -> bool:
-    """Whether the kernel that made this pool's folder still runs it."""
-    try:
-        pid, start = (Path(pool) / "owner").read_text().split()
-    except (OSError, ValueError):
-        return False
-    return str(process_tree.start_ticks(int(pid))) == start
-
-
-async def _end_leftovers(pool: str, keys: Sequence[str]) -> set[str]:
-    """Kill, and see gone, all processes of these tasks and of a dead pool; the keys found."""
-    found: set[str] = set()
-    while True:
-        holders = process_tree.holders(keys)
-        pids = set().union(*holders.values()) | (process_tree.of_pool(pool) if pool else set())
-        if not pids:
-            return found
-        found.update(holders)
-        process_tree.send(pids, signal.SIGKILL)
-        await asyncio.sleep(0.02)

@@ -8,20 +8,18 @@ of the user's code; an idle one is replaced when tasks of another need its place
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from chelate.api import BlobMissingError, JobState, Outcome, Reason, StoreError
 from chelate.executors import process_tree
 from chelate.executors.backlog import Backlog
 from chelate.executors.link import Frame, Link
 from chelate.executors.message import Message
+from chelate.executors.pool_folder import PoolFolder
 from chelate.executors.record import MemoryWatch, Record
 
 __all__ = ["STALLED", "Placing"]
@@ -45,9 +43,8 @@ class Placing(ABC):
         environment: Mapping[str, str],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.folder = Path(tempfile.mkdtemp(prefix="chelate-pool-"))
-        own = process_tree.start_ticks(os.getpid())
-        (self.folder / "owner").write_text(f"{os.getpid()} {own}")
+        self.shared = PoolFolder.create()
+        self.folder = self.shared.path
         self.finished = 0  # tasks that ended, ever
         self.waiting: dict[asyncio.Future[None], int] = {}  # who waits for how many to end
         self._slots = self._free = slots

@@ -13,7 +13,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from chelate.api import JobState
 from chelate.executors import process_tree
@@ -23,20 +22,11 @@ from chelate.executors.placing import STALLED, Placing
 from chelate.executors.record import Record, crash_outcome, outcome_of
 from chelate.worker import NEWS
 
-__all__ = ["Pool", "written_off"]
+__all__ = ["Pool"]
 
 LEAST_COST = 8e-6  # what even an empty task takes
 UNANSWERED = 0.5  # a worker that does not answer for this long holds the interpreter's lock
 FUNCTIONS = 4096  # whose cost is remembered
-_WRITTEN_OFF = "written-off"
-
-
-def written_off(folder: str) -> set[str]:
-    """The tasks that the pool of this folder has given up."""
-    try:
-        return set((Path(folder) / _WRITTEN_OFF).read_text().splitlines())
-    except OSError:
-        return set()
 
 
 class Pool(Placing):
@@ -76,11 +66,6 @@ class Pool(Placing):
         for link, sequences in asked.items():
             link.order(sequences, hold=True)
             self.loop.call_later(UNANSWERED, self._unanswered, link, sequences)
-
-    def write_off(self, keys: Iterable[str]) -> None:
-        """Say for other processes that these tasks will not run here, or not for much longer."""
-        with (self.folder / _WRITTEN_OFF).open("a") as stream:
-            stream.writelines(f"{key}\n" for key in keys)
 
     def _received(self, link: Link, frames: list[Frame]) -> None:
         now = self.loop.time()

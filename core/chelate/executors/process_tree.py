@@ -31,7 +31,8 @@ __all__ = [
     "environment",
     "guard",
     "holders",
-    "of_pool",
+    "of_pools",
+    "pools",
     "running_key",
     "send",
     "snapshot",
@@ -204,11 +205,23 @@ def holders(keys: Collection[str]) -> dict[str, set[int]]:
     return {key: with_descendants(pids, processes) for key, pids in found.items()}
 
 
-def of_pool(folder: str) -> set[int]:
-    """Processes of the pool whose private folder this is, and what descends from them."""
+def _pool(pid: int) -> Path | None:
+    """The private folder of the pool that ``pid`` belongs to."""
+    mark = environment(pid).get(MARK_VARIABLE)
+    return Path(os.fsdecode(mark)).parent if mark else None
+
+
+def pools() -> set[Path]:
+    """The private folders of all pools that have a process which may be read from here."""
+    return {folder for pid in snapshot() if (folder := _pool(pid))}
+
+
+def of_pools(folders: Collection[Path]) -> set[int]:
+    """Processes of the pools with these private folders, and what descends from them."""
+    if not folders:
+        return set()
     processes = snapshot()
-    prefix = os.fsencode(folder) + b"/"
-    pids = {pid for pid in processes if environment(pid).get(MARK_VARIABLE, b"").startswith(prefix)}
+    pids = {pid for pid in processes if _pool(pid) in folders}
     return with_descendants(pids, processes)
 
 
@@ -221,7 +234,7 @@ def guard(folder: str) -> None:
     # A child that the kernel forked holds the pipe open, hence the second look.
     while os.getppid() == kernel and not select.select(watched, [], [], 5.0)[0]:
         continue
-    while pids := of_pool(folder):
+    while pids := of_pools([Path(folder)]):
         send(pids, signal.SIGKILL)
         time.sleep(0.01)
     shutil.rmtree(folder, ignore_errors=True)
