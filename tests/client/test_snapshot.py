@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 
 import pytest
@@ -54,6 +53,20 @@ def contents(archive):
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         names = [name for name in opened.namelist() if name.startswith("mine")]
         return {name: opened.read(name).decode() for name in names}
+
+
+def output(script):
+    """What a new process with this one's path prints."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def index(archive):
@@ -189,31 +202,35 @@ def test_too_much_code_is_refused_with_its_folder(project, bound):
         "import mine, mine_small, chelate.client.snapshot as s, chelate.errors\n"
         f"try: s.Snapshots({bound}).take()\nexcept chelate.errors.GraphError as e: print(e)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert run.returncode == 0, run.stderr
-    assert f"Most are in {project.folder}/mine" in run.stdout
-    assert "pip install" in run.stdout
+    printed = output(script)
+    assert f"Most are in {project.folder}/mine" in printed
+    assert "pip install" in printed
+
+
+REPEATED = """
+import importlib, time
+from chelate.client.snapshot import Snapshots
+for number in range(1, 100, 2):
+    importlib.import_module(f"mine.m{number}")
+snapshots = Snapshots()
+first = snapshots.take()
+times = []
+for _ in range(200):
+    start = time.process_time()
+    assert snapshots.take() is first
+    times.append(time.process_time() - start)
+print(min(times))
+"""
 
 
 def test_a_repeated_snapshot_of_a_hundred_files_takes_less_than_a_millisecond(project):
     project.write("mine/__init__.py", "")
     for number in range(100):
         project.write(f"mine/m{number}.py", f"x = {number}")
-        if number % 2:
-            importlib.import_module(f"mine.m{number}")
     for folder in (project.folder, project.folder / "mine"):
         os.utime(folder, (LONG_AGO, LONG_AGO))
-    snapshots = Snapshots()
-    first = snapshots.take()
-    best = float("inf")
-    for _ in range(200):
-        start = time.process_time()
-        assert snapshots.take() is first
-        best = min(best, time.process_time() - start)
-    assert best < 0.001
+    # In a process of its own: here the tests' own modules are the user's, too.
+    assert float(output(REPEATED)) < 0.001
 
 
 def test_threads_may_take_snapshots_at_once(project):
