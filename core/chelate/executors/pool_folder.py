@@ -21,8 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from chelate.digest import digest_bytes
-from chelate.errors import TransientError
+from chelate.api import TransientError, digest_bytes
 from chelate.executors import process_tree
 
 __all__ = ["PoolFolder", "boot_id", "end_leftovers", "other_pools"]
