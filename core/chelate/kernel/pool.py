@@ -23,34 +23,40 @@ class Pool:
         self._guard = threading.Lock()
         self._threads = 0
         self._idle = 0
+        self._closed = False
 
     def submit(self, work: Callable[[], bool | None]) -> None:
         """Run ``work`` soon; it must not raise. One that gives True ends its thread, for which
         another had come by :meth:`grow`."""
         with self._guard:
+            if self._closed:
+                self._start(work)
+                return
             if self._idle:
                 self._idle -= 1
             elif self._threads < self._size:
-                self._start()
+                self._start(self._run)
             self._work.put(work)
 
     def grow(self) -> None:
         """One thread more from now on, because one of them hangs."""
         with self._guard:
-            self._size += 1
-            self._start()
+            if not self._closed:
+                self._size += 1
+                self._start(self._run)
 
-    def _start(self) -> None:
+    def _start(self, target: Callable[[], Any]) -> None:
         self._threads += 1
         name = f"{self._name}-{self._threads}"
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        threading.Thread(target=target, name=name, daemon=True).start()
 
     def close(self) -> None:
-        """Let the threads end once they are idle."""
+        """Let the threads end once they are idle. Work that comes later has one each."""
         with self._guard:
-            for _ in range(self._threads):
-                self._work.put(None)
-            self._threads = self._size
+            if not self._closed:
+                self._closed = True
+                for _ in range(self._threads):
+                    self._work.put(None)
 
     def _run(self) -> None:
         while True:
