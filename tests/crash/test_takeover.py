@@ -57,11 +57,11 @@ class Scene:
             assert time.monotonic() < deadline, f"{what} did not happen"
             time.sleep(0.02)
 
-    def stopped_in_the_middle(self) -> tuple[subprocess.Popen[str], str]:
+    def stopped_in_the_middle(self, lines: int = 3) -> tuple[subprocess.Popen[str], str]:
         owner = self.start()
         assert owner.stdout is not None
         dispatch_id = owner.stdout.readline().strip()
-        self.until(lambda: len(self.lines()) >= 3, "the third task's start")
+        self.until(lambda: len(self.lines()) >= lines, f"the start of {lines} tasks")
         owner.send_signal(signal.SIGSTOP)
         while self.is_locked():  # stopped in the middle of a write, which nobody can pass
             owner.send_signal(signal.SIGCONT)
@@ -168,6 +168,24 @@ def test_an_owner_woken_after_a_takeover_is_refused(scene: Scene) -> None:
     assert scene.store.dispatch(dispatch_id).epoch == first.epoch + 1
     again = {key.rsplit(":", 2)[0] for key in scene.ended() - done}
     assert not again & {key.rsplit(":", 2)[0] for key in done}, "what had ended stays"
+    sound(scene)
+
+
+def test_an_end_that_a_woken_owner_cannot_store_keeps_nobody_waiting(scene: Scene) -> None:
+    hold = scene.ledger.with_name("ledger.hold")
+    hold.touch()
+    owner, dispatch_id = scene.stopped_in_the_middle(lines=7)
+    first = scene.store.dispatch(dispatch_id)
+    hold.unlink()
+    time.sleep(0.5)  # the last task ends in its worker
+    scene.take_lock_away(dispatch_id)
+    other = scene.start(dispatch_id)
+    scene.until(lambda: scene.store.dispatch(dispatch_id).epoch > first.epoch, "the takeover")
+    owner.send_signal(signal.SIGCONT)
+    assert answer(other) == RESULT
+    assert answer(owner) == RESULT
+    attempts = [one for row in scene.store.nodes(dispatch_id) for one in row.attempts]
+    assert not [one for one in attempts if one.get("counted", True)], "it was nobody's failure"
     sound(scene)
 
 

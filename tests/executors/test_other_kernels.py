@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from chelate.api import JobHandle, Reason, Rejected, TransientError
+from chelate.api import JobHandle, TransientError, Unknown
 from chelate.executors import pool_folder
 from chelate.executors.local import LocalExecutor
 from chelate.executors.pool_folder import PoolFolder
+from chelate.executors.process_tree import lives, start_ticks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pool_kit import alive, drive, eventually
@@ -163,7 +165,6 @@ def test_a_look_up_ends_what_a_dead_kernel_sent_and_nobody_began(
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
 
     async def scenario(driver):
-        assert alive(worker)
         assert await driver.executor.find([handle.key]) == {}
         assert not alive(worker)
         assert not Path(handle.data["pool"]).exists()
@@ -176,7 +177,8 @@ def test_a_woken_worker_begins_nothing_without_its_kernel(tmp_path, unread):
     _, worker = unread
 
     async def scenario(driver):
-        os.kill(worker, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # another test's look-up may have ended it
+            os.kill(worker, signal.SIGCONT)
         await eventually(lambda: not alive(worker))
 
     drive(scenario)
@@ -223,8 +225,7 @@ def test_a_living_kernel_may_not_take_what_another_looked_up(tmp_path):
         await other.open()
         assert await other.find([late.key]) == {}
         refused, accepted = await driver.run(late, fine)
-        assert isinstance(refused, Rejected)
-        assert refused.reason is Reason.LOST
+        assert isinstance(refused, Unknown)
         assert (await driver.outcomes([accepted.handle]))[fine.key].ok
         assert not (tmp_path / "a").exists()
         await other.close()
@@ -233,22 +234,106 @@ def test_a_living_kernel_may_not_take_what_another_looked_up(tmp_path):
     drive(scenario, LocalExecutor(workers=1))
 
 
-def test_a_kernel_stopped_while_it_takes_tasks_is_no_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool_folder, "PATIENCE", 0.1)
-
+def test_what_was_looked_up_before_the_first_task_is_refused_as_well(tmp_path):
     async def scenario(driver):
-        await driver.result(hold, str(tmp_path / "begun"), str(tmp_path))
-        accepted = driver.executor._pool.folder / "accepted"
-        other = LocalExecutor(workers=1)
-        with accepted.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            with pytest.raises(TransientError, match="let it go on or end it"):
-                await other.find(["a"])
-            with pytest.raises(TransientError, match="locked"):
-                await driver.run(driver.job(hold, "", ""))
-        assert await other.find(["a"]) == {}
+        job = driver.job(hold, str(tmp_path / "begun"), str(tmp_path))
+        assert await LocalExecutor().find([job.key]) == {}
+        (refused,) = await driver.run(job)
+        assert isinstance(refused, Unknown)
 
     drive(scenario)
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_task_in_a_workers_pipe_is_given_up_when_it_has_come_back(tmp_path):
+    async def scenario(driver):
+        await driver.result(hold, str(tmp_path / "first"), str(tmp_path))
+        (link,) = driver.executor._pool._links
+        os.kill(link.process.pid, signal.SIGSTOP)
+        sent = await driver.start(hold, str(tmp_path / "sent"), str(tmp_path / "end"))
+        await eventually(lambda: link.outstanding)
+        await driver.executor.cancel([sent], force=False)
+        other = LocalExecutor()
+        assert list(await other.find([sent.key])) == [sent.key], "the worker may still begin it"
+        os.kill(link.process.pid, signal.SIGCONT)
+        await driver.until([sent])
+        assert await other.find([sent.key]) == {}
+
+    drive(scenario, LocalExecutor(workers=1))
+
+
+def test_a_task_that_has_ended_is_over_for_others_when_it_is_given_up(tmp_path):
+    async def scenario(driver):
+        handle = await driver.start(hold, str(tmp_path / "first"), str(tmp_path))
+        await driver.until([handle])
+        other = LocalExecutor()
+        assert list(await other.find([handle.key])) == [handle.key]
+        await driver.executor.cancel([handle], force=False)
+        assert await other.find([handle.key]) == {}
+        assert (await other.poll([as_read(handle)])).covered == {handle.key}
+
+    drive(scenario)
+
+
+def test_waiting_for_another_kernel_costs_little_and_keeps_its_lists_short(tmp_path):
+    async def scenario(driver):
+        handle = await driver.start(hold, str(tmp_path / "first"), str(tmp_path / "end"))
+        queued = await driver.start(hold, str(tmp_path / "second"), str(tmp_path / "end"))
+        other = LocalExecutor(workers=1)
+        await other.open()
+        begin = time.monotonic()
+        report = await other.poll([as_read(queued)])
+        assert time.monotonic() - begin > 0.5
+        assert f"Process {os.getpid()}," in report.errors[0]
+        for _ in range(20):
+            await other.find([handle.key, "unknown"])
+        forbidden = driver.executor._pool.folder / "forbidden"
+        assert sorted(forbidden.read_text().split()) == sorted([handle.key, "unknown"])
+        await other.close()
+        (tmp_path / "end").touch()
+        await driver.until([handle, queued])
+
+    drive(scenario, LocalExecutor(workers=1))
+
+
+def test_pools_whose_folder_was_removed_go_on(tmp_path):
+    end = str(tmp_path / "end")
+
+    async def scenario(driver):
+        first = await driver.start(hold, str(tmp_path / "first"), end)
+        await eventually((tmp_path / "first").exists)
+        queued = await driver.start(hold, str(tmp_path / "queued"), end)
+        other = LocalExecutor(workers=1)
+        await other.open()
+        shutil.rmtree(driver.executor._pool.folder)
+        report = await other.poll([as_read(queued)])
+        assert report.covered == frozenset()
+        assert "still lives" in report.errors[0]
+        Path(end).touch()
+        outcomes = await driver.outcomes([first, queued])
+        assert [outcomes[h.key].ok for h in (first, queued)] == [True, True], "nobody hurt it"
+        late = await driver.start(hold, str(tmp_path / "late"), end)
+        assert list(await other.find([late.key])) == [late.key]
+        await driver.until([late])
+        await other.close()
+
+    drive(scenario, LocalExecutor(workers=1))
+
+
+def test_an_instance_that_its_kernel_has_left_begins_nothing_more(tmp_path):
+    async def scenario(driver):
+        first = await driver.start(hold, str(tmp_path / "first"), str(tmp_path / "end"))
+        await eventually((tmp_path / "first").exists)
+        queued = await driver.start(hold, str(tmp_path / "queued"), str(tmp_path))
+        (link,) = driver.executor._pool._links
+        driver.executor.abandoned = True
+        assert await LocalExecutor().find([first.key, queued.key]) == {}
+        assert not alive(link.process.pid)
+        with pytest.raises(TransientError, match="has left this instance"):
+            await driver.run(driver.job(hold, "", ""))
+
+    drive(scenario, LocalExecutor(workers=1))
+    assert not (tmp_path / "queued").exists()
 
 
 def test_the_list_of_taken_tasks_stays_short_and_tells_of_what_runs(tmp_path, monkeypatch):
@@ -285,3 +370,52 @@ def test_pools_of_other_hosts_and_containers_are_not_judged(tmp_path, monkeypatc
     assert own.exists()
     assert foreign.exists()
     assert not dead.exists()
+
+
+def test_what_a_handle_calls_its_pool_is_not_deleted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "precious").touch()
+
+    async def scenario(driver):
+        handle = await driver.start(hold, str(tmp_path / "begun"), str(tmp_path))
+        for pool in ("", ".", str(tmp_path)):
+            data = {**handle.data, "pool": pool}
+            report = await LocalExecutor().poll([JobHandle("a", "local", "", data, ("a",))])
+            assert report.covered == {"a"}
+        await driver.until([handle])
+
+    drive(scenario)
+    assert (tmp_path / "precious").exists()
+
+
+def test_a_line_that_a_full_disk_has_cut_hides_no_other(tmp_path):
+    shared = PoolFolder.create()
+    try:
+        shared.accept(["a", "b"], {})
+        with (shared.path / "accepted").open("ab") as stream:
+            stream.write(b"\ntorn:li")
+        shared.accept(["c"], {})
+        assert PoolFolder(shared.path).forbid(["b", "c", "d"]) == {"b", "c"}
+        assert shared.accept(["d", "e"], {}) == {"d"}
+    finally:
+        shutil.rmtree(shared.path)
+
+
+def test_a_full_disk_takes_nothing(tmp_path):
+    shared = PoolFolder.create()
+    shutil.rmtree(shared.path)
+    shared.path.touch()
+    try:
+        with pytest.raises(TransientError, match="TMPDIR"):
+            shared.accept(["a"], {})
+    finally:
+        shared.path.unlink()
+
+
+def test_without_proc_a_process_is_known_by_its_number():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    assert lives(process.pid, "None")
+    process.wait()
+    assert not lives(process.pid, "None")
+    assert lives(os.getpid(), str(start_ticks(os.getpid())))
+    assert not lives(os.getpid(), "1")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import threading
 from contextlib import contextmanager
 
-from tests.kernel.fakes import Backend, fake
+from tests.kernel.fakes import FAST, Backend, fake
 from tests.kernel.graphs import chain, graph_of
 
-from chelate.contracts.executor import JobState, Outcome
+from chelate.contracts.executor import Accepted, Capabilities, JobState, Outcome
 from chelate.errors import StoreUnavailableError
 from chelate.model import NodeStatus, Status
 
@@ -211,3 +213,33 @@ def test_a_cancel_recorded_while_nobody_lives_is_carried_out(bench):
     assert two.wait(dispatch_id).status is Status.CANCELLED
     assert [key for key, _ in backend.cancels]
     assert set(backend.starts.values()) == {1}
+
+
+def test_what_a_lost_dispatch_starts_late_is_ended(bench):
+    """A local task that run() was given before the takeover, and accepts after it."""
+    backend, gate, asked = Backend(finish=never), threading.Event(), []
+
+    async def run(self, jobs):
+        for job in jobs:
+            asked.append(job.key)
+            late = len(asked) == 2
+            while late and not gate.is_set():
+                await asyncio.sleep(0.01)
+            yield Accepted(job.key, backend.start(job))
+
+    executor = fake(backend, run=run, limits=dataclasses.replace(FAST, call_timeout=60.0))
+    executor.capabilities = Capabilities(detached=False, find=True)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(graph_of([[], []]))
+    one.until(lambda: len(asked) == 2 and one.node(dispatch_id).status is S.RUNNING)
+    one.gateway.store._database.locks.release()
+    two.gateway.engine.poke()
+    two.until(lambda: len(asked) == 3)
+    ended = backend.jobs[asked[0]]
+    ended.state, ended.outcome = JobState.ENDED, Outcome(ended.key, True, b"value")
+    one.until(lambda: dispatch_id not in one.gateway.engine._live)
+    gate.set()
+    two.until(lambda: asked[1] in {key for key, _ in backend.cancels})
+    backend.end()
+    assert two.wait(dispatch_id).status is Status.COMPLETED
+    assert asked[1] not in {row.key for row in two.gateway.store.nodes(dispatch_id)}

@@ -19,6 +19,8 @@ NUMBERS = itertools.count()
 
 
 class TestDirectory(TriggerConformance):
+    quiet = 0.7
+
     @pytest.fixture
     def make_trigger(self, tmp_path: Path) -> MakeTrigger:
         (tmp_path / "watched").mkdir()
@@ -34,6 +36,8 @@ class TestDirectory(TriggerConformance):
 
 
 class TestSQLite(TriggerConformance):
+    quiet = 0.7
+
     @pytest.fixture
     def make_trigger(self, tmp_path: Path) -> MakeTrigger:
         with closing(sqlite3.connect(tmp_path / "jobs.db")) as link:
@@ -50,6 +54,8 @@ class TestSQLite(TriggerConformance):
 
 
 class TestPostgres(TriggerConformance):
+    quiet = 0.7
+
     @pytest.fixture
     def make_trigger(self, postgres_url: str) -> MakeTrigger:
         engine = sqlalchemy.create_engine(postgres_url.replace("://", "+psycopg://"))
@@ -73,6 +79,7 @@ class TestPostgres(TriggerConformance):
 
 
 class TestTime(TriggerConformance):
+    quiet = 0.7
     by_itself = True
 
     @pytest.fixture
@@ -85,6 +92,7 @@ class TestTime(TriggerConformance):
 
 
 class TestOwnCheck(TriggerConformance):
+    quiet = 0.7
     kind = CountingTrigger
 
     @pytest.fixture
@@ -102,14 +110,17 @@ class TestOwnCheck(TriggerConformance):
 
 
 class TestOwnObserve(TestOwnCheck):
+    quiet = 1.0  # also how long its baseline may take
     kind = WatchingTrigger
 
 
 class TestOwnBaseline(TestOwnCheck):
+    quiet = 1.0  # also how long its baseline may take
     kind = ForgetfulTrigger
     counts_while_down = False
 
 
 class TestOwnCoroutine(TestOwnCheck):
+    quiet = 1.0  # also how long its baseline may take
     kind = AsyncTrigger
     stands_alone = False

@@ -271,6 +271,7 @@ class Executor(ABC):
     name: ClassVar[str]
     limits: Limits = Limits()
     capabilities: Capabilities = Capabilities()
+    abandoned: bool = False  # set by the kernel when it leaves an instance that blocks its thread
     _options: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Executor:

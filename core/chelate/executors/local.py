@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from chelate.api import (
@@ -23,10 +22,13 @@ from chelate.api import (
     Reason,
     Rejected,
     RunOutcome,
+    TransientError,
+    Unknown,
     parse_memory,
 )
+from chelate.executors.neighbours import Neighbours, place, register
 from chelate.executors.pool import Pool
-from chelate.executors.pool_folder import PoolFolder, boot_id, end_leftovers, other_pools
+from chelate.executors.pool_folder import PoolFolder
 from chelate.executors.record import Record
 
 __all__ = ["LocalExecutor"]
@@ -82,6 +84,8 @@ class LocalExecutor(Executor):
         self.env = env
         self._slots = 0
         self._memory = 0
+        self._shared: PoolFolder | None = None
+        self._neighbours = Neighbours()
         self._pool: Pool | None = None
         self._told = 0  # how many ended tasks the last poll knew of
         self._records: dict[str, Record] = {}
@@ -99,21 +103,41 @@ class LocalExecutor(Executor):
             raise ConfigError("create_unique_workdir=True of the local executor needs workdir=.")
         self._slots = self.workers or _usable_processors()
         self._memory = _memory() if self.mem is None else parse_memory(self.mem)
+        self._folder()  # before anything is sent here, so that others can forbid it
 
     async def close(self) -> None:
         """End the workers and what runs in them; without its kernel a local task has no use."""
         pool, self._pool = self._pool, None
+        shared, self._shared = self._shared, None
         if pool is not None:
             await pool.close()
+        elif shared is not None:
+            shutil.rmtree(shared.path, ignore_errors=True)
+
+    def _folder(self) -> PoolFolder:
+        if self._shared is None:
+            self._shared = PoolFolder.create()
+            register(self._shared.path, self)
+        return self._shared
+
+    def halt(self) -> None:
+        """From another thread: start nothing more."""
+        if self._pool is not None:
+            self._pool.halt()
 
     def _started(self) -> Pool:
         if self._pool is None:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             devices = visible.split(",") if visible else [str(n) for n in range(self.gpus)]
             self._pool = Pool(
-                self._slots, self._memory, devices[: self.gpus], self.python, self.env or {}
+                self._folder(),
+                self._slots,
+                self._memory,
+                devices[: self.gpus],
+                self.python,
+                self.env or {},
             )
-            self._data = _place(self._pool.folder)
+            self._data = place(self._pool.folder)
         return self._pool
 
     # -- starting -----------------------------------------------------------------------------
@@ -122,11 +146,15 @@ class LocalExecutor(Executor):
         """Accept each job at once; refuse what this machine cannot do."""
         if not self._slots:
             await self.open()
+        if self.abandoned:
+            raise TransientError("The kernel has left this instance, whose thread did not answer.")
         pool = self._started()
-        refusals = {job.key: refused for job in jobs if (refused := self._refusal(job))}
-        fresh = [job.key for job in jobs if job.key not in self._records.keys() | refusals.keys()]
-        for key in await pool.shared.accept(fresh, self._records) if fresh else ():
-            refusals[key] = Rejected(key, Reason.LOST, "Another kernel has taken this task over.")
+        refusals: dict[str, RunOutcome] = {
+            job.key: refused for job in jobs if (refused := self._refusal(job))
+        }
+        fresh = [job.key for job in jobs if not (job.key in self._records or job.key in refusals)]
+        for key in pool.shared.accept(fresh, self._records):
+            refusals[key] = Unknown(key, "Another kernel has taken this task over.")
         for job in jobs:
             if job.key in refusals:
                 yield refusals[job.key]
@@ -186,7 +214,10 @@ class LocalExecutor(Executor):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + WAIT
         foreign = [handle for handle in handles if handle.key not in self._records]
-        covered, errors = await self._settle(foreign) if foreign else (set(), [])
+        covered, errors = (
+            await self._neighbours.settle(foreign, self._shared) if foreign else (set(), [])
+        )
+        settled = bool(foreign) and len(covered) == len(foreign)
         # Telling of all jobs costs as much as many tasks, so one answer should bring some news.
         wanted = max(1, len(handles) // 4)
         since = 0.0
@@ -198,10 +229,12 @@ class LocalExecutor(Executor):
             since = since or (now if fresh else 0.0)
             if fresh >= wanted or not fresh or now - since >= GATHER:
                 news, seen = self._look(handles)
-                if news or foreign or now >= deadline or not handles:
+                if news or settled or now >= deadline or not handles:
                     return PollReport(frozenset(seen) | covered, seen, tuple(errors))
                 fresh = 0
             if pool is None:
+                if not settled:
+                    await asyncio.sleep(deadline - now)
                 return PollReport(frozenset(covered), {}, tuple(errors))
             future: asyncio.Future[None] = loop.create_future()
             target = self._told + (wanted if fresh else 1)
@@ -230,55 +263,21 @@ class LocalExecutor(Executor):
                     news = True
         return news, seen
 
-    async def _settle(self, handles: Sequence[JobHandle]) -> tuple[set[str], list[str]]:
-        """Jobs of another pool: end what a dead kernel left, so that absent means gone."""
-        covered: set[str] = set()
-        errors: list[str] = []
-        here = (os.uname().nodename, boot_id())
-        for pool in {handle.data.get("pool", "") for handle in handles}:
-            group = [handle for handle in handles if handle.data.get("pool", "") == pool]
-            data = group[0].data
-            if self._pool is not None and pool == str(self._pool.folder):
-                covered.update(handle.key for handle in group)  # released, so it had ended
-                continue
-            if data.get("host") != here[0]:
-                errors.append(f"Local tasks of host {data.get('host')} cannot be seen from here.")
-                continue
-            folder = PoolFolder(Path(pool))
-            alive = folder.owner_lives and folder.path.is_dir()
-            if data.get("boot") == here[1]:
-                keys = [key for handle in group for key in handle.tasks]
-                ended = await end_leftovers([] if alive else [folder], keys)
-                if alive:
-                    if ended:
-                        folder.write_off(ended)
-                    ended |= folder.written_off()
-                    group = [h for h in group if not ended.isdisjoint(h.tasks)]
-            covered.update(handle.key for handle in group)
-            if alive and len(group) < len(handles):
-                errors.append("A kernel that still lives on this host holds some of the tasks.")
-        return covered, errors
-
     async def find(self, keys: Sequence[str]) -> Mapping[str, Sequence[JobHandle]]:
         """Own jobs by key, and those that a living kernel of this host holds.
 
-        Of other jobs nothing is left on this host when this returns, nor can any begin here: pools
+        Of other jobs nothing is left on this host when this returns, nor will any begin here: pools
         of dead kernels have ended, with what they had not begun, and living ones are forbidden it.
+        Not seen are pools of living kernels with another folder for temporary files and no worker.
+
+        Raises:
+            OSError: what runs here, or what it holds, cannot be read at present.
         """
         found = {key: [self._records[key].handle] for key in keys if key in self._records}
         others = [key for key in keys if key not in found]
-        if not others:
-            return found
-        own = None if self._pool is None else self._pool.folder
-        dead = []
-        for pool in await asyncio.to_thread(other_pools):
-            if not pool.owner_lives:
-                dead.append(pool)
-            elif pool.path != own:
-                with suppress(FileNotFoundError):
-                    for key in await pool.forbid(others):
-                        found[key] = [JobHandle(key, self.name, "", _place(pool.path), (key,))]
-        await end_leftovers(dead, [key for key in others if key not in found])
+        if others:
+            for key, pool in (await self._neighbours.look_up(others, self._shared)).items():
+                found[key] = [JobHandle(key, self.name, "", place(pool), (key,))]
         return found
 
     async def cancel(self, handles: Sequence[JobHandle], *, force: bool) -> None:
@@ -286,10 +285,10 @@ class LocalExecutor(Executor):
         own = [self._records[handle.key] for handle in handles if handle.key in self._records]
         if self._pool is not None and own:
             self._pool.cancel(own, force)
-            self._pool.shared.write_off(handle.key for handle in handles)
+            self._pool.shared.write_off(record.task.key for record in own if record.final)
         foreign = [handle for handle in handles if handle.key not in self._records]
         if foreign:
-            await self._settle(foreign)
+            await self._neighbours.settle(foreign, self._shared)
 
     # -- results ------------------------------------------------------------------------------
 
@@ -327,10 +326,6 @@ class LocalExecutor(Executor):
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _place(pool: Path) -> dict[str, str]:
-    return {"host": os.uname().nodename, "boot": boot_id(), "pool": str(pool)}
 
 
 def _usable_processors() -> int:

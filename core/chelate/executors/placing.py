@@ -36,6 +36,7 @@ class Placing(ABC):
 
     def __init__(
         self,
+        shared: PoolFolder,
         slots: int,
         mem: int,
         devices: Sequence[str],
@@ -43,8 +44,8 @@ class Placing(ABC):
         environment: Mapping[str, str],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.shared = PoolFolder.create()
-        self.folder = self.shared.path
+        self.shared = shared
+        self.folder = shared.path
         self.finished = 0  # tasks that ended, ever
         self.waiting: dict[asyncio.Future[None], int] = {}  # who waits for how many to end
         self._slots = self._free = slots
@@ -61,6 +62,7 @@ class Placing(ABC):
         self._number = 0
         self._failed_starts = 0
         self._pumping = self._ticking = self._closing = False
+        self._given_up: list[str] = []
         self._memory = MemoryWatch()
         self._guardian: subprocess.Popen[bytes] | None = None
 
@@ -350,8 +352,27 @@ class Placing(ABC):
     def _cancelled(self, record: Record) -> None:
         """A task that never started has been taken back."""
         record.kill()
+        self._give_up(record)
         self.finished += 1
         self._notify()
+
+    def _give_up(self, record: Record) -> None:
+        if not self._given_up:
+            self.loop.call_soon(self._write_off)
+        self._given_up.append(record.task.key)
+
+    def _write_off(self) -> None:
+        keys, self._given_up = self._given_up, []
+        try:
+            self.shared.write_off(keys)
+        except OSError:  # the disk is full, or the folder is being removed
+            if not self._closing:
+                self._given_up = keys
+                self.loop.call_later(1.0, self._write_off)
+
+    def halt(self) -> None:
+        """From another thread: start nothing more, for this pool was left behind."""
+        self._closing = True
 
     def _notify(self) -> None:
         for future, target in self.waiting.items():

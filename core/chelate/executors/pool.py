@@ -106,6 +106,8 @@ class Pool(Placing):
             record.kill()
         else:
             record.observe(JobState.ENDED, record.outcome.started_at if record.outcome else None)
+        if record.cancelled:
+            self._give_up(record)
         record.link = None
         self.finished += 1
         self._notify()

@@ -31,6 +31,7 @@ __all__ = [
     "environment",
     "guard",
     "holders",
+    "lives",
     "of_pools",
     "pools",
     "running_key",
@@ -56,9 +57,13 @@ class Process(NamedTuple):
 
 def _read(pid: int) -> Process | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        return _stat(pid)
     except OSError:
         return None
+
+
+def _stat(pid: int) -> Process | None:
+    text = Path(f"/proc/{pid}/stat").read_bytes()
     fields = text[text.rindex(b")") + 2 :].split()
     if fields[0] in (b"Z", b"X"):
         return None
@@ -69,6 +74,24 @@ def start_ticks(pid: int) -> int | None:
     """When the living process ``pid`` began, in clock ticks since boot; None when it is gone."""
     process = _read(pid)
     return process.start if process else None
+
+
+def lives(pid: int, start: str) -> bool:
+    """Whether the process ``pid`` that began at ``start``, as :func:`start_ticks` told it, runs.
+
+    Raises:
+        OSError: nobody can tell at present.
+    """
+    try:
+        if start == "None":  # no /proc here
+            os.kill(pid, 0)
+            return True
+        process = _stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return process is not None and str(process.start) == start
 
 
 def snapshot() -> dict[int, Process]:
@@ -212,8 +235,15 @@ def _pool(pid: int) -> Path | None:
 
 
 def pools() -> set[Path]:
-    """The private folders of all pools that have a process which may be read from here."""
-    return {folder for pid in snapshot() if (folder := _pool(pid))}
+    """The private folders of all pools that have a process of this user."""
+    return {folder for pid in snapshot() if _is_own(pid) and (folder := _pool(pid))}
+
+
+def _is_own(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def of_pools(folders: Collection[Path]) -> set[int]:

@@ -322,7 +322,8 @@ class Engine:
                 continue
             self._unread.pop()
             if live is not known:
-                self._lanes.forget(dispatch_id)
+                if known is not None:
+                    self._lanes.forget(dispatch_id)
                 self._live[dispatch_id] = live
                 self._lanes.adopt(live)
                 self._waiters.begin(dispatch_id)

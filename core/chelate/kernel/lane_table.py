@@ -319,9 +319,8 @@ class LaneTable:
         """A dispatch left this kernel."""
         self._homecoming.forget(dispatch_id)
         for state in self._lanes.values():
-            if any(entry[0] == dispatch_id for entry in state.flying):
-                state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
-                state.lane.disown(dispatch_id)
+            state.flying = {entry for entry in state.flying if entry[0] != dispatch_id}
+            state.lane.disown(dispatch_id)  # its lane may have more: ends that were never stored
 
     def carry_out(self, orders: Orders, lives: Mapping[str, LiveDispatch]) -> None:
         """Hand a turn's orders to the lanes."""

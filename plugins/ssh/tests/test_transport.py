@@ -20,6 +20,7 @@ from tests.services.tcpproxy import TcpProxy
 from chelate.api import ConfigError, ExecutorError, TransientError
 from chelate.remote import UnreachableError
 from chelate_ssh import SSHTransport, Target
+from chelate_ssh.session import Session
 
 from .kit import carry_out, target_of, with_transport
 
@@ -76,9 +77,21 @@ def test_what_start_up_files_print_is_no_answer(sshd: Sshd) -> None:
     assert carry_out(target_of(sshd), "echo", "in") == "in\n"
 
 
-def test_a_login_that_runs_no_commands_says_so(sshd: Sshd) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_login_that_runs_no_commands_says_so(
+    sshd: Sshd, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sshd.options.append("ForceCommand echo This account is closed.; exit 1")
     sshd.restart()
+    if closed:  # before the command is written
+        opened = Session._open
+
+        async def slow(self: Session) -> bool:
+            if answer := await opened(self):
+                await self._channel.wait_closed()
+            return answer
+
+        monkeypatch.setattr(Session, "_open", slow)
     with pytest.raises(UnreachableError, match=r"did not start a command.*account is closed"):
         carry_out(target_of(sshd), "true")
 

@@ -160,6 +160,9 @@ class Lane:
     def abandon(self) -> None:
         """Leave a thread that a plugin blocks to itself; nothing it may still say is heard."""
         self._abandoned = True
+        if self._executor is not None:
+            with suppress(Exception):  # a plugin's class may refuse anything
+                self._executor.abandoned = True
         self.begin_close()
 
     def _report(self, report: LaneReport) -> None:

@@ -23,6 +23,7 @@ from chelate.contracts.executor import (
 )
 from chelate.errors import AuthenticationError, PluginContractError, TransientError
 from chelate.kernel import events as ev
+from chelate.kernel.keys import split_key
 from chelate.kernel.lanes.calls import LaneCalls
 from chelate.kernel.lanes.checks import checked_handle, checked_reason
 from chelate.kernel.lanes.fetches import Fetches, Wanted
@@ -67,6 +68,7 @@ class LaneWork:
         self._departures = Departures(executor.limits, executor.capabilities)
         self._told: LaneReport | None = None
         self._asked: set[str] = set()  # tasks that run() was given
+        self._disowned: set[str] = set()  # of them, those that are another kernel's by now
         self._lookups: dict[str, float] = {}  # key → moment of the first successful look-up
         self._resends: dict[str, int] = {}
         self._stops = Stops(self._calls, self._flights, self._sending)
@@ -139,6 +141,7 @@ class LaneWork:
         """Another kernel runs the dispatch; what would end with this process ends now."""
         self._departures.drop(dispatch_id)
         if not self._calls.capabilities.detached:
+            self._disowned |= {key for key in self._asked if split_key(key)[0] == dispatch_id}
             self._strays.stop(self._flights.drop(dispatch_id))
 
     def let_go(self, keys: Sequence[str]) -> None:
@@ -218,7 +221,7 @@ class LaneWork:
             calls.trouble(message, error)
         for job in unanswered.values():
             _tell_all(self._answers(), job, ev.Unsure, message)
-        self._asked = set()
+        self._asked, self._disowned = set(), set()
         calls.changed = calls.now()
         calls.wake()
 
@@ -300,18 +303,26 @@ class LaneWork:
             tell(report, key, ev.Unanswerable, text)
 
     def _accepted(
-        self, report: LaneReport, keys: Sequence[str], handle: JobHandle, document: dict[str, Any]
+        self,
+        report: LaneReport,
+        keys: Sequence[str],
+        handle: JobHandle,
+        document: dict[str, Any],
+        *,
+        found: bool = False,
     ) -> None:
         self._rest = FIRST_PAUSE
         for key in keys:
             self._resends.pop(key, None)
-        if not self._calls.capabilities.detached and len(handle.tasks) <= 1:
+        if not self._disowned.isdisjoint(keys):
+            self._strays.stop([handle])
+        elif not self._calls.capabilities.detached and len(handle.tasks) <= 1:
             # A local job: its handle is news only if it lasts; short ones end first.
-            self._flights.add(handle, untold=document)
-            return
-        self._flights.add(handle, keys)
-        for key in keys:
-            tell(report, key, ev.Accepted, document)
+            self._flights.add(handle, untold=document, adopted=found)
+        else:
+            self._flights.add(handle, keys)
+            for key in keys:
+                tell(report, key, ev.Accepted, document)
 
     # -- looking up ---------------------------------------------------------------------------
 
@@ -343,7 +354,7 @@ class LaneWork:
             if handles:
                 document = checked_handle(handles[0], key)
                 self._lookups.pop(key, None)
-                self._accepted(told, [key], handles[0], document)
+                self._accepted(told, [key], handles[0], document, found=True)
                 await self._stop_copies(handles[1:])
                 continue
             since = self._lookups.get(key) or now

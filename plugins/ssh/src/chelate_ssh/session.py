@@ -77,7 +77,8 @@ class Session:
             self._holding = True
             try:
                 if await self._open():
-                    self._channel.write(self._line)
+                    with suppress(asyncssh.Error, OSError):  # closed: reading says why
+                        self._channel.write(self._line)
                     self.sent = True
                     return
             except BaseException:
