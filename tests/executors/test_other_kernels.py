@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -206,6 +207,7 @@ def test_what_a_living_kernel_has_taken_is_told_of_until_it_gives_it_up(tmp_path
         assert report.covered == frozenset()
         assert "still lives" in report.errors[0]
         await driver.executor.cancel([queued], force=True)
+        await asyncio.sleep(0)  # what it gives up is written once for many
         report = await other.poll([as_read(handle)])
         assert (report.covered, dict(report.seen)) == ({queued.key}, {})
         assert await other.find([queued.key]) == {}
@@ -419,3 +421,29 @@ def test_without_proc_a_process_is_known_by_its_number():
     assert not lives(process.pid, "None")
     assert lives(os.getpid(), str(start_ticks(os.getpid())))
     assert not lives(os.getpid(), "1")
+
+
+CUT = """
+import resource, shutil, signal
+from chelate.api import TransientError
+from chelate.executors.pool_folder import PoolFolder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+shared = PoolFolder.create()
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+try:
+    shared.accept([f"dispatch:{number}:1:abcdefgh" for number in range(1000)], {})
+except TransientError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+shared.accept(["late"], {})
+print(PoolFolder(shared.path).forbid(["late", "dispatch:999:1:abcdefgh"]))
+shutil.rmtree(shared.path)
+"""
+
+
+def test_a_disk_that_takes_a_part_takes_no_task():
+    done = subprocess.run([sys.executable, "-c", CUT], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    refused, found = done.stdout.splitlines()
+    assert "TMPDIR" in refused
+    assert found == "{'late'}"

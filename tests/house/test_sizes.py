@@ -11,7 +11,7 @@ FILE = 400
 # One file by contract: it is copied alone to other hosts.
 ALONE = {"core/chelate/worker.py": 940}
 # docs/decisions/0005: the aim is far lower; it grows only with a capability that is named there.
-CORE_TOTAL = 29_250
+CORE_TOTAL = 29_290
 TESTING_TOTAL = 3_500
 REMOTE_TOTAL = 4_840
 

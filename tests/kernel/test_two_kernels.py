@@ -243,3 +243,27 @@ def test_what_a_lost_dispatch_starts_late_is_ended(bench):
     backend.end()
     assert two.wait(dispatch_id).status is Status.COMPLETED
     assert asked[1] not in {row.key for row in two.gateway.store.nodes(dispatch_id)}
+
+
+def test_what_a_kernel_ended_itself_and_got_back_is_not_cancelled(bench):
+    """A woken kernel ends the local tasks that it lost, and their new owner dies before it."""
+    backend = Backend(finish=never)
+    executor = fake(backend)
+    executor.capabilities = Capabilities(detached=False, find=True)
+    one, two = bench(executor), bench(executor)
+    dispatch_id = one.dispatch(graph_of([[], []]))
+    one.until(lambda: one.node(dispatch_id, 1).status is S.RUNNING)
+    engine = one.gateway.engine
+    with asleep(engine):
+        one.gateway.store._database.locks.release()
+        two.gateway.engine.poke()
+        two.until(lambda: dispatch_id in two.gateway.engine.running())
+        two.close()
+    engine.poke()
+    one.until(lambda: one.gateway.record(dispatch_id).epoch == 2)
+    one.until(lambda: len(backend.starts) == 4)
+    backend.end()
+    assert one.wait(dispatch_id).status is Status.COMPLETED
+    assert len(backend.cancels) >= 2
+    rows = one.gateway.store.nodes(dispatch_id)
+    assert [attempt.get("counted") for row in rows for attempt in row.attempts] == [False] * 2

@@ -103,10 +103,12 @@ class LocalExecutor(Executor):
             raise ConfigError("create_unique_workdir=True of the local executor needs workdir=.")
         self._slots = self.workers or _usable_processors()
         self._memory = _memory() if self.mem is None else parse_memory(self.mem)
+        self.abandoned = False
         self._folder()  # before anything is sent here, so that others can forbid it
 
     async def close(self) -> None:
         """End the workers and what runs in them; without its kernel a local task has no use."""
+        self.abandoned = True  # also if a worker keeps this from ending
         pool, self._pool = self._pool, None
         shared, self._shared = self._shared, None
         if pool is not None:
@@ -285,7 +287,6 @@ class LocalExecutor(Executor):
         own = [self._records[handle.key] for handle in handles if handle.key in self._records]
         if self._pool is not None and own:
             self._pool.cancel(own, force)
-            self._pool.shared.write_off(record.task.key for record in own if record.final)
         foreign = [handle for handle in handles if handle.key not in self._records]
         if foreign:
             await self._neighbours.settle(foreign, self._shared)

@@ -51,6 +51,7 @@ class Neighbours:
 
     def __init__(self) -> None:
         self._pools: dict[Path, PoolFolder] = {}
+        self._killed: set[str] = set()  # in living pools
 
     async def settle(
         self, handles: Sequence[JobHandle], own: PoolFolder | None
@@ -73,14 +74,34 @@ class Neighbours:
             elif data.get("boot") != boot_id():
                 covered.update(handle.key for handle in group)
             else:
-                gone = await _settle_here(folder, group)
-                covered.update(handle.key for handle in group if handle.key in gone)
+                try:
+                    gone = await self._settle_here(folder, group)
+                except OSError as error:
+                    errors.append(f"What the pool {folder.path} holds cannot be told: {error}.")
+                    continue
+                covered.update(gone)
                 if len(gone) < len(group):
                     errors.append(
                         f"Process {folder.owner}, a kernel that still lives on this host, holds "
                         "some of the tasks. If it is stopped, let it go on or end it."
                     )
         return covered, errors
+
+    async def _settle_here(self, folder: PoolFolder, group: Sequence[JobHandle]) -> set[str]:
+        keys = [key for handle in group for key in handle.tasks]
+        if not folder.here:  # of a container before its restart
+            await _end_leftovers([], keys)
+        elif _is_dead(folder) or not (folder.path.is_dir() or process_tree.of_pools([folder.path])):
+            await _end_leftovers([folder], keys)
+        else:
+            ended = await _end_leftovers([], keys)
+            self._killed |= ended
+            if ended:
+                with suppress(OSError):  # for other kernels, if there are any
+                    folder.write_off(ended)
+            ended = self._killed | folder.written_off()
+            return {handle.key for handle in group if not ended.isdisjoint(handle.tasks)}
+        return {handle.key for handle in group}
 
     async def look_up(self, keys: Sequence[str], own: PoolFolder | None) -> dict[str, Path]:
         """Which pools of living kernels hold these tasks. All others are over, and none begins."""
@@ -98,21 +119,6 @@ class Neighbours:
                 found.update(dict.fromkeys(pool.forbid(keys), path))
         await _end_leftovers(dead, [key for key in keys if key not in found])
         return found
-
-
-async def _settle_here(folder: PoolFolder, group: Sequence[JobHandle]) -> set[str]:
-    keys = [key for handle in group for key in handle.tasks]
-    if not folder.here:  # of a container before its restart
-        await _end_leftovers([], keys)
-    elif _is_dead(folder) or not (folder.path.is_dir() or process_tree.of_pools([folder.path])):
-        await _end_leftovers([folder], keys)
-    else:
-        ended = await _end_leftovers([], keys)
-        with suppress(FileNotFoundError):
-            folder.write_off(ended)
-        ended |= folder.written_off()
-        return {handle.key for handle in group if not ended.isdisjoint(handle.tasks)}
-    return {handle.key for handle in group}
 
 
 def _is_dead(pool: PoolFolder) -> bool:

@@ -50,6 +50,7 @@ class Pool(Placing):
         asked: dict[Link, list[int]] = {}
         for record in records:
             if record.final:
+                self._give_up(record)
                 continue
             record.cancelled = True
             record.force = record.force or force

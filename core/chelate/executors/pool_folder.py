@@ -57,14 +57,16 @@ class PoolFolder:
             TransientError: the folder cannot be written; nothing may be taken.
         """
         try:
-            self.path.mkdir(mode=0o700, exist_ok=True)  # whoever cleans may have removed it
+            if not self.path.is_dir():  # whoever cleans has removed it
+                self.path.mkdir(mode=0o700)
+                self._append("accepted", kept)
             if self._listed > 2 * len(kept) + SPARE:
                 part = self.path / "accepted.part"
                 part.write_bytes(_lines(kept))
                 part.replace(self.path / "accepted")
                 self._listed = len(kept)
-            self._append("accepted", keys)
             self._listed += len(keys)
+            self._append("accepted", keys)
             self._listen()
             refused = self._forbidden.intersection(keys) if self._forbidden else set()
             self.write_off(refused)
@@ -81,8 +83,9 @@ class PoolFolder:
                 self._heard = 0
             stream.seek(self._heard)
             news = stream.read()
-            self._heard += len(news)
-            self._forbidden.update(news.decode().split())
+            whole = news[: news.rfind(b"\n") + 1]  # the rest is about to be written
+            self._heard += len(whole)
+            self._forbidden.update(whole.decode().split())
 
     def forbid(self, keys: Collection[str]) -> set[str]:
         """From another kernel: none of these may be taken; those that were before, and still are.
@@ -109,7 +112,9 @@ class PoolFolder:
 
     def _append(self, name: str, keys: Iterable[str]) -> None:
         with (self.path / name).open("ab", buffering=0) as stream:
-            stream.write(_lines(keys))
+            data = _lines(keys)
+            while data:  # a full disk takes a part, and refuses the next
+                data = data[stream.write(data) :]
 
     def _read(self, name: str) -> set[str]:
         try:

@@ -70,6 +70,7 @@ class _Thread:
         self._main = main
         self._ready = threading.Event()
         self._name = name
+        self._over = False
         self._thread = thread(name, self._run)
         self._thread.start()
         self._ready.wait()
@@ -78,13 +79,15 @@ class _Thread:
         try:
             asyncio.run(self._live())
         except BaseException as error:  # noqa: BLE001 - a plugin may stop or cancel the loop itself
-            _LOG.warning("The event loop of %s was ended from within: %r", self._name, error)
+            if not self._over:  # when Python ends, asyncio cannot tidy up any more
+                _LOG.warning("The event loop of %s was ended from within: %r", self._name, error)
 
     async def _live(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.loop.set_default_executor(Helpers(f"{self._name}-helper"))
         self._ready.set()
         await self._main()
+        self._over = True
 
     def join(self, timeout: float) -> None:
         if self._thread.is_alive():

@@ -125,7 +125,10 @@ class Flights(Roster):
                 if seen.state is JobState.KILLED:
                     final.add(flight.name)
             elif seen.state is JobState.KILLED:
-                self._lost(told, flight, seen.reason or Reason.UNKNOWN, str(seen.message))
+                reason = seen.reason or Reason.UNKNOWN
+                if flight.adopted and not self._calls.capabilities.detached:
+                    reason = Reason.LOST  # its kernel ended it, not a user
+                self._lost(told, flight, reason, str(seen.message))
         if told.events or collect:
             self._calls.changed = now
         try:

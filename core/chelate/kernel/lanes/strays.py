@@ -38,8 +38,10 @@ class Strays:
         calls = self._calls
         handles, self._found = self._found, []
         for force in (False, True):
-            await self._ask([h for h in handles if (self._tries[h.native_id] > 0) is force], force)
-        self._tries.update(handle.native_id for handle in handles)
+            await self._ask([h for h in handles if (self._tries[_name(h)] > 0) is force], force)
+        self._tries.update(map(_name, handles))
+        if self._found:
+            return  # meanwhile
         now = calls.now()
         if now < self._due or not calls.capabilities.listing:
             await calls.pause(self._due - now if calls.capabilities.listing else None)
@@ -68,3 +70,7 @@ class Strays:
             await calls.timed("cancel", lambda: calls.executor.cancel(handles, force=force))
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything
             calls.complain(f"jobs that belong to no task go on: {sentence(error)}")
+
+
+def _name(handle: JobHandle) -> str:
+    return handle.native_id or handle.key

@@ -112,6 +112,7 @@ class LaneWork:
 
     def seek(self, keys: Sequence[str]) -> None:
         """Keys to look up."""
+        self._disowned.difference_update(keys)
         for key in keys:
             if not self._sending(key):
                 self._lookups.setdefault(key, 0.0)
