@@ -189,9 +189,9 @@ def _fact(row: Sequence[Any]) -> tuple[str, bool]:
 
 
 def _forms(column: Column[Any]) -> tuple[type, ...]:
-    kind = column.type.python_type
-    # SQLModel gives texts a type of its own.
-    return {bool: (bool, int), float: (float, int), object: (str,)}.get(kind, (kind,))
+    # SQLModel gives texts a type of its own, around SQLAlchemy's.
+    kind = getattr(column.type, "impl", column.type).python_type
+    return {bool: (bool, int), float: (float, int)}.get(kind, (kind,))
 
 
 def _matches(path: Path) -> bool:
