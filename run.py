@@ -1,7 +1,7 @@
 """Run the quickstart or the tests from a fresh clone with nothing but Python and pip.
 
     python run.py quickstart
-    python run.py tests [pytest options]   in two processes; -n 0 for one
+    python run.py tests [pytest options]   in three processes (many wait); -n 0 for one
     python run.py python [arguments]     that Python, with linter and type checker
 
 The first use makes a virtual environment in ``.run/`` and installs chelate into it, editable;
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 COMMANDS = {
     "quickstart": ("examples", ["examples/quickstart.py"]),
-    "tests": ("test", ["-m", "pytest", "-n", "2", "--no-loadscope-reorder"]),
+    "tests": ("test", ["-m", "pytest", "-n", "3", "--no-loadscope-reorder"]),
     "python": ("dev", []),
 }
 WITH_PLUGINS = ("test", "dev")
